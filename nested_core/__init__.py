@@ -1,0 +1,1 @@
+"""Nested Attention, the method, free of any host: see `attention.py` first."""

@@ -1,0 +1,73 @@
+"""Files of encoders (native and the authors' format) and of subjects; nothing else opens any."""
+
+from __future__ import annotations
+
+import os
+
+from ..encoder import Encoder
+from ..subject import Subject
+from .description import describe
+from .detection import FileKind, kind_of, wrong_kind
+from .hashing import encoder_hash
+from .native import load_native, save_native
+from .official import load_official
+from .safetensors_file import read_header
+from .subject_file import load_subject_tokens, save_subject
+
+__all__ = [
+    "FileKind",
+    "describe",
+    "detect",
+    "encoder_hash",
+    "load_encoder",
+    "load_subject",
+    "save_encoder",
+    "save_subject",
+]
+
+Path = str | os.PathLike[str]
+
+
+def detect(path: Path) -> FileKind:
+    """The kind of a file: `native-encoder`, `official-encoder`, `subject` or `unknown`.
+
+    Raises:
+        CheckpointError: no safetensors file, or a damaged one.
+    """
+    return kind_of(read_header(path))
+
+
+def load_encoder(path: Path) -> Encoder:
+    """The encoder of a native or an official file, on the CPU, in the file's precision.
+
+    Raises:
+        CheckpointError: another kind of file, or damaged, incomplete, of another version.
+    """
+    header = read_header(path)
+    kind = kind_of(header)
+    if kind == "native-encoder":
+        return load_native(header)
+    if kind == "official-encoder":
+        return load_official(header)
+    raise wrong_kind(header, "an encoder file")
+
+
+def save_encoder(encoder: Encoder, path: Path) -> None:
+    """Writes an encoder in the native format and its own precision, replacing `path` when complete.
+
+    Raises:
+        CheckpointError: weights that no encoder file may hold, or the disk refuses.
+    """
+    save_native(encoder, path)
+
+
+def load_subject(path: Path, encoder: Encoder) -> Subject:
+    """The subject of a file, together with the encoder that it was made with.
+
+    Raises:
+        CheckpointError: another kind of file, damaged, or made with another encoder.
+    """
+    header = read_header(path)
+    if kind_of(header) != "subject":
+        raise wrong_kind(header, "a subject file")
+    return load_subject_tokens(header, encoder)

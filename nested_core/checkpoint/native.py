@@ -1,0 +1,163 @@
+"""Encoder files in this project's own format, version 1 (see the README for its layout)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ..config import EncoderConfig, ResamplerConfig
+from ..encoder import Encoder
+from ..errors import CheckpointError, SiteError
+from ..sites import AttentionSite
+from .hashing import remember_file
+from .safetensors_file import Header, TensorSpec
+from .weights import listing, read_weights, write_weights
+
+ENCODER_FORMAT = "nested-attention-encoder"
+FORMAT_VERSION = "1"
+
+_SITE_NAME = re.compile(r"sites\.(.+)\.to_[kv]\.weight")
+# Far above any real encoder, and low enough that no product of three sizes overflows.
+_MAX_SIZE = 65536
+
+
+def load_native(header: Header) -> Encoder:
+    """The encoder of a native file, in the file's precision.
+
+    Raises:
+        CheckpointError: version, configuration, tensors, shapes or values are not the format's.
+    """
+    names = {name: name for name in header.tensors}
+    return assemble(header, read_config(header), names)
+
+
+def save_native(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+    """Writes an encoder as a native file, in its own precision.
+
+    Raises:
+        CheckpointError: weights are not finite or not of a floating type, or the disk refuses.
+    """
+    metadata = {
+        "format": ENCODER_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": encoder.config.to_json(),
+    }
+    write_weights(path, encoder.state_dict(), metadata)
+
+
+def read_config(header: Header) -> EncoderConfig:
+    """The configuration in a native file's metadata, after a look at the format's version."""
+    check_version(header)
+    return EncoderConfig.from_json(metadata_entry(header, "config"), header.where)
+
+
+def check_version(header: Header) -> None:
+    """Raises CheckpointError where the file's format version is not the one this code reads."""
+    version = metadata_entry(header, "format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{header.where}: has format version '{version}', expected '{FORMAT_VERSION}'. "
+            "A newer version of this pack may read it: update the pack."
+        )
+
+
+def metadata_entry(header: Header, key: str) -> str:
+    """One entry of the metadata; CheckpointError where it is missing."""
+    if key not in header.metadata:
+        found = ", ".join(sorted(header.metadata)) or "nothing"
+        raise CheckpointError(
+            f"{header.where}: the metadata has no '{key}' (it has {found}). The file was changed "
+            "by a tool that drops metadata: get the original."
+        )
+    return header.metadata[key]
+
+
+def assemble(header: Header, config: EncoderConfig, names: Mapping[str, str]) -> Encoder:
+    """An encoder from a file whose tensors are known by their native names.
+
+    Args:
+        names: for each native name the file's name of that tensor.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the configuration and the sites named,
+            or their values are no weights.
+    """
+    specs = {native: header.tensors[name] for native, name in names.items()}
+    encoder = _skeleton(header.where, config, specs)
+    _check_tensors(header.where, encoder, specs)
+    weights = read_weights(header, names.values())
+    encoder.load_state_dict({native: weights[name] for native, name in names.items()}, assign=True)
+    remember_file(encoder, header.file_key)
+    return encoder
+
+
+def site_dims(specs: Mapping[str, TensorSpec]) -> dict[AttentionSite, int]:
+    """The inner width of each site that the native names tell of; other names are left out."""
+    dims: dict[AttentionSite, int] = {}
+    for name, spec in specs.items():
+        match = _SITE_NAME.fullmatch(name)
+        try:
+            site = AttentionSite.from_path(match[1]) if match else None
+        except SiteError:
+            continue  # reported as a tensor that does not belong here
+        if site is not None and spec.shape:
+            dims.setdefault(site, spec.shape[0])
+    return dims
+
+
+def _skeleton(where: str, config: EncoderConfig, specs: Mapping[str, TensorSpec]) -> Encoder:
+    """The encoder that the file should hold, without memory for its weights."""
+    dims = site_dims(specs)
+    if not dims:
+        raise CheckpointError(
+            f"{where}: holds no attention site; expected tensors such as "
+            "sites.output.0.4.to_k.weight. Export the encoder again with its sites."
+        )
+    _check_sizes(where, config.resampler, len(specs))
+    if max(dims.values()) > _MAX_SIZE or min(dims.values()) < 1:
+        raise CheckpointError(
+            f"{where}: sites have widths from {min(dims.values())} to {max(dims.values())}, "
+            f"expected 1 to {_MAX_SIZE}. The file is damaged: get it again."
+        )
+    with torch.device("meta"):
+        return Encoder(config, dims, name=where)
+
+
+def _check_sizes(where: str, sizes: ResamplerConfig, num_tensors: int) -> None:
+    for name, size in vars(sizes).items():
+        limit = num_tensors if name == "depth" else _MAX_SIZE
+        if size > limit:
+            raise CheckpointError(
+                f"{where}: config.resampler.{name} is {size}, expected at most {limit} "
+                f"(the file has {num_tensors} tensors). The configuration is not this file's: "
+                "export the encoder again."
+            )
+
+
+def _check_tensors(where: str, encoder: Encoder, specs: Mapping[str, TensorSpec]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    shapes = {name: spec.shape for name, spec in specs.items()}
+    wrong = [
+        f"{name} {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    problems = [
+        *_problem("tensors are missing", sorted(expected.keys() - shapes.keys())),
+        *_problem("tensors do not belong here", sorted(shapes.keys() - expected.keys())),
+        *_problem("tensors have the wrong shape", wrong),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{where}: the tensors are not those of its configuration and sites. "
+            f"{'; '.join(problems)}. The file is incomplete, or its configuration is another "
+            "encoder's: get it again or export it again."
+        )
+
+
+def _problem(label: str, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return [listing(label, names)] if names else []

@@ -1,0 +1,212 @@
+"""The header of a safetensors file, read without trusting a byte of it.
+
+The format (github.com/huggingface/safetensors, "Format"): the header's length in 8 bytes, little
+end first; the header as JSON, `{name: {dtype, shape, data_offsets}, "__metadata__": {text: text}}`;
+the data, without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..errors import CheckpointError
+
+FileKey = tuple[str, int, int, int]
+
+_ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2}
+_ITEM_BYTES |= {"F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_NEVER_PICKLE = (
+    "Convert it to .safetensors with a tool you trust; "
+    "pickle files can run code and are never opened."
+)
+AGAIN = "Download or copy it again."
+_FOREIGN_STARTS = (
+    (b"PK\x03\x04", "a zip archive, as torch.save writes pickle files", _NEVER_PICKLE),
+    *(
+        (bytes((0x80, n)), "a pickle file, as torch.save writes", _NEVER_PICKLE)
+        for n in range(2, 6)
+    ),
+    (b"version https://git-lfs", "a Git LFS pointer in the file's place", "Run `git lfs pull`."),
+    (b"<", "a web page in the file's place", "Download the file itself (a login may be needed)."),
+    (b"GGUF", "a GGUF file", "Get the .safetensors file."),
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What the header says of one tensor; `start` and `stop` in bytes from the data's begin."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: every tensor lies inside the file and is as long as its shape says."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, TensorSpec]
+    data_start: int
+    file_key: FileKey
+
+    @property
+    def where(self) -> str:
+        """The file's name, as messages begin."""
+        return self.path.name
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, empty, cut off, damaged, or another format. A pickle file is
+            refused by its suffix and by its first bytes, unopened or unread beyond them.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path.name}: a {path.suffix} file, expected .safetensors. {_NEVER_PICKLE}"
+        )
+    with open_file(path) as file:
+        key = file_key(path, file)
+        length = _header_length(path.name, file, size := key[1])
+        entries = _json_object(path.name, file.read(length))
+    metadata = _metadata(path.name, entries.pop("__metadata__", {}))
+    tensors = {name: _spec(path.name, name, entry) for name, entry in entries.items()}
+    _check_data(path.name, tensors, size - 8 - length)
+    return Header(path, metadata, tensors, 8 + length, key)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file, opened for reading; CheckpointError where it cannot be."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(
+            f"{path.name}: is a folder or a device, expected a .safetensors file. Choose a file."
+        )
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.name}: no such file in {path.parent}. Check the name, or refresh the list."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name}: cannot be opened ({error}). Check that you may read it."
+        ) from error
+
+
+def file_key(path: Path, file: BinaryIO) -> FileKey:
+    """What changes when a file is replaced: path, bytes, time in nanoseconds, inode."""
+    status = os.fstat(file.fileno())
+    return str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _header_length(where: str, file: BinaryIO, size: int) -> int:
+    """Length of the header; leaves the file at the header's begin."""
+    if size == 0:
+        raise CheckpointError(f"{where}: the file is empty. {AGAIN}")
+    start = file.read(64)
+    # Checked first: a length of 640 bytes looks like the first bytes of a pickle file.
+    if start[8:9] != b"{":
+        for magic, what, remedy in _FOREIGN_STARTS:
+            if start.startswith(magic):
+                raise CheckpointError(f"{where}: is {what}, expected safetensors. {remedy}")
+        raise CheckpointError(
+            f"{where}: is not a safetensors file (it begins with {start[:9].hex(' ')}, expected "
+            f"the header's length and '{{'). {AGAIN}"
+        )
+    length = int.from_bytes(start[:8], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{where}: claims a header of {length:,} bytes, expected at most "
+            f"{_MAX_HEADER_BYTES:,}. The file is damaged. {AGAIN}"
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{where}: is cut off inside its header ({size:,} bytes, the header ends at "
+            f"{8 + length:,}). {AGAIN}"
+        )
+    file.seek(8)
+    return length
+
+
+def _json_object(where: str, text: bytes) -> dict[str, Any]:
+    try:
+        value: Any = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: the header is not JSON ({error}). {AGAIN}") from error
+    return cast("dict[str, Any]", value)  # it begins with '{'
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _metadata(where: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for text in cast("dict[str, Any]", value).values()
+    ):
+        raise CheckpointError(
+            f"{where}: the header's '__metadata__' is not a table of texts. "
+            f"The file is damaged. {AGAIN}"
+        )
+    return cast("dict[str, str]", value)
+
+
+def _spec(where: str, name: str, entry: Any) -> TensorSpec:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]} if all(
+            type(number) is int and number >= 0 for number in (*shape, start, stop)
+        ):
+            spec = TensorSpec(dtype, tuple(shape), start, stop)
+        case _:
+            raise CheckpointError(
+                f"{where}: the header's entry of '{name}' is not a dtype, shape and offsets. "
+                f"The file is damaged. {AGAIN}"
+            )
+    num_bytes = spec.num_elements * _ITEM_BYTES.get(dtype, 0)
+    if dtype in _ITEM_BYTES and stop - start != num_bytes:
+        raise CheckpointError(
+            f"{where}: '{name}' has {stop - start:,} bytes, expected {num_bytes:,} for {dtype} "
+            f"{list(spec.shape)}. The file is damaged. {AGAIN}"
+        )
+    return spec
+
+
+def _check_data(where: str, tensors: Mapping[str, TensorSpec], size: int) -> None:
+    end = 0
+    for spec in sorted(tensors.values(), key=lambda spec: (spec.start, spec.stop)):
+        if spec.start != end or spec.stop < spec.start:
+            raise CheckpointError(
+                f"{where}: the tensors overlap or leave gaps at byte {end:,} of the data. "
+                f"The file is damaged. {AGAIN}"
+            )
+        end = spec.stop
+    if end > size:
+        raise CheckpointError(
+            f"{where}: is cut off ({size:,} of {end:,} bytes of tensors). {AGAIN}"
+        )
+    if end < size:
+        raise CheckpointError(
+            f"{where}: has {size - end:,} bytes behind its last tensor. "
+            f"The file is damaged. {AGAIN}"
+        )

@@ -1,0 +1,126 @@
+"""Weights out of and into safetensors files.
+
+Tensors are copied out of a file, not mapped: a file that is replaced or cut off while its tensors
+are in use then harms nobody, and Windows lets it be replaced. A file is written beside the old one
+and takes its place when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .safetensors_file import AGAIN, Header, TensorSpec, file_key, open_file
+
+# Precisions that weights may have, by the format's names.
+WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_weights(header: Header, names: Iterable[str]) -> dict[str, Tensor]:
+    """The named tensors on the CPU, in the file's own precision.
+
+    Raises:
+        CheckpointError: not a floating type that weights may have, NaN or infinite values, or the
+            file is no longer the one whose header was read.
+    """
+    names = list(names)
+    check_weight_dtypes(header.where, {name: header.tensors[name].dtype for name in names})
+    with open_file(header.path) as file:
+        if file_key(header.path, file) != header.file_key:
+            raise CheckpointError(
+                f"{header.where}: was replaced while it was read. Load it again once it is written."
+            )
+        weights = {name: _read_tensor(header, file, header.tensors[name]) for name in names}
+    check_finite(header.where, weights)
+    return weights
+
+
+def write_weights(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a file that `read_weights` accepts; until it is complete, an older one stays in place.
+
+    Raises:
+        CheckpointError: tensors that could not be read again, or the disk refuses.
+    """
+    path = Path(path)
+    check_weight_dtypes(path.name, {name: dtype_name(tensor) for name, tensor in tensors.items()})
+    check_finite(path.name, tensors)
+    # Not tempfile: its files are private to the user, and model folders are shared.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(_apart(tensors), temporary, metadata=dict(metadata))
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path.name}: cannot be written to {path.parent} ({error}). Check that you may write "
+            "there, that the disk is not full, and that no program holds the file open."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, in row order, each in memory of its own as the writer demands."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    owner = {name: tensor.untyped_storage().data_ptr() for name, tensor in plain.items()}
+    num_sharing = Counter(owner.values())
+    return {
+        name: tensor.clone() if num_sharing[owner[name]] > 1 else tensor
+        for name, tensor in plain.items()
+    }
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The format's name of a tensor's precision; torch's name where weights may not have it."""
+    names = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
+    return names.get(tensor.dtype, str(tensor.dtype))
+
+
+def check_weight_dtypes(where: str, dtypes: Mapping[str, str]) -> None:
+    """Raises CheckpointError where a tensor's precision is none that weights may have."""
+    wrong = [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in WEIGHT_DTYPES]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {listing('tensors of another type', wrong)}; expected "
+            f"{', '.join(WEIGHT_DTYPES)}. Save the weights in one of these."
+        )
+
+
+def check_finite(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError naming the tensors that hold NaN or infinite values."""
+    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {listing('tensors with NaN or infinite values', wrong)}; expected finite "
+            "numbers. The training diverged or the file is damaged: take an earlier copy."
+        )
+
+
+def listing(label: str, names: Iterable[str], limit: int = 8) -> str:
+    """`3 LABEL: a, b, c`; of more than `limit` names the first ones."""
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return f"{len(names)} {label}: {shown}{', ...' if len(names) > limit else ''}"
+
+
+def _read_tensor(header: Header, file: BinaryIO, spec: TensorSpec) -> Tensor:
+    buffer = torch.empty(spec.stop - spec.start, dtype=torch.uint8)
+    file.seek(header.data_start + spec.start)
+    # A raw read may return less than was asked for; BufferedReader reads to the end or the file's.
+    if file.readinto(memoryview(buffer.numpy())) != buffer.numel():  # type: ignore[attr-defined]
+        raise CheckpointError(f"{header.where}: was cut off while it was read. {AGAIN}")
+    return buffer.view(WEIGHT_DTYPES[spec.dtype]).reshape(spec.shape)

@@ -1,0 +1,171 @@
+"""What an encoder file says about itself: the `config` of the native format, version 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from .attention import ValueNorm, ValueNormMode
+from .errors import CheckpointError
+
+HiddenState = Literal["penultimate", "last"]
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """The image encoder whose features the resampler reads.
+
+    `hidden_state` is the layer: the last one's output, or its input (`penultimate`). The CLS token
+    is part of the features.
+    """
+
+    kind: str = "clip_vision"
+    hidden_size: int = 1280
+    image_size: int = 224
+    hidden_state: HiddenState = "penultimate"
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """Sizes of the resampler; `output_dim` is the width of the text tokens of the base model."""
+
+    embedding_dim: int = 1280
+    dim: int = 1280
+    depth: int = 4
+    dim_head: int = 64
+    heads: int = 20
+    num_queries: int = 1024
+    output_dim: int = 2048
+    ff_mult: int = 4
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything of an encoder that is not a tensor. `base` is a name for people."""
+
+    noun: str
+    base: str
+    image_encoder: ImageEncoderConfig
+    resampler: ResamplerConfig
+    value_norm: ValueNorm
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces. Equal configurations give equal text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> EncoderConfig:
+        """A configuration from its JSON.
+
+        Args:
+            where: the file, for messages.
+
+        Raises:
+            CheckpointError: not JSON, or an entry is missing, of the wrong type or out of range.
+        """
+        try:
+            data: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{where}: the metadata entry 'config' is not JSON ({error}). "
+                "The file was not written by this project's tools, or is damaged: get it again."
+            ) from error
+        section = _Section(where, "config", data)
+        config = cls(
+            noun=section.text("noun"),
+            base=section.text("base"),
+            image_encoder=section.inner("image_encoder").as_dataclass(ImageEncoderConfig),
+            resampler=section.inner("resampler").as_dataclass(ResamplerConfig),
+            value_norm=section.inner("value_norm").as_dataclass(ValueNorm),
+        )
+        _check_image_encoder(config, where)
+        return config
+
+
+_T = TypeVar("_T")
+
+
+class _Section:
+    """One JSON object of the config, read with messages that name the place."""
+
+    def __init__(self, where: str, path: str, data: Any) -> None:
+        if not isinstance(data, Mapping):
+            raise CheckpointError(
+                f"{where}: {path} is {_kind(data)}, expected an object. {_REMEDY}"
+            )
+        self.where, self.path = where, path
+        self.data = cast("Mapping[str, Any]", data)
+
+    def entry(self, key: str) -> Any:
+        if key not in self.data:
+            found = ", ".join(sorted(self.data)) or "nothing"
+            raise CheckpointError(
+                f"{self.where}: {self.path} has no '{key}' (it has {found}). {_REMEDY}"
+            )
+        return self.data[key]
+
+    def inner(self, key: str) -> _Section:
+        return _Section(self.where, f"{self.path}.{key}", self.entry(key))
+
+    def text(self, key: str) -> str:
+        value: str = self._typed(key, "str")
+        if not value.strip():
+            raise CheckpointError(
+                f"{self.where}: {self.path}.{key} is empty, expected a word. {_REMEDY}"
+            )
+        return value
+
+    def as_dataclass(self, kind: type[_T]) -> _T:
+        values = {field.name: self._typed(field.name, str(field.type)) for field in fields(kind)}  # type: ignore[arg-type]
+        return kind(**values)
+
+    def _typed(self, key: str, annotation: str) -> Any:
+        value = self.entry(key)
+        if annotation in _CHOICES:
+            return _choice(self.where, f"{self.path}.{key}", value, _CHOICES[annotation])
+        expected: type = {"int": int, "float": float}.get(annotation, str)
+        if expected is float and type(value) is int:
+            value = float(value) if value.bit_length() < 1000 else float("inf")
+        if type(value) is not expected:
+            raise CheckpointError(
+                f"{self.where}: {self.path}.{key} is {_kind(value)}, expected "
+                f"{_NAMES[expected]}. {_REMEDY}"
+            )
+        if expected is not str and not 0 < value < float("inf"):
+            raise CheckpointError(
+                f"{self.where}: {self.path}.{key} is {value}, expected a number above 0. {_REMEDY}"
+            )
+        return value
+
+
+_REMEDY = "Export the encoder again (format version 1 is described in the README)."
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "HiddenState": get_args(HiddenState),
+    "ValueNormMode": get_args(ValueNormMode),
+}
+_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text"}
+
+
+def _kind(value: Any) -> str:
+    return f"{json.dumps(value)[:60]}"
+
+
+def _choice(where: str, path: str, found: Any, known: tuple[str, ...]) -> str:
+    if found not in known:
+        raise CheckpointError(
+            f"{where}: {path} is {_kind(found)}, expected one of {', '.join(known)}. "
+            "A newer version of this pack may know it: update the pack."
+        )
+    return cast("str", found)
+
+
+def _check_image_encoder(config: EncoderConfig, where: str) -> None:
+    _choice(where, "config.image_encoder.kind", config.image_encoder.kind, ("clip_vision",))
+    if config.image_encoder.hidden_size != config.resampler.embedding_dim:
+        raise CheckpointError(
+            f"{where}: the image encoder's hidden_size is {config.image_encoder.hidden_size} but "
+            f"the resampler's embedding_dim is {config.resampler.embedding_dim}; they must be "
+            f"equal. {_REMEDY}"
+        )

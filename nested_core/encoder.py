@@ -1,0 +1,75 @@
+"""The encoder: a resampler, and for every attention site the projections to nested keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from .config import EncoderConfig
+from .resampler import Linear, Resampler
+from .shapes import Float
+from .sites import AttentionSite, in_network_order
+
+
+class SiteProjections(nn.Module):
+    """Subject tokens to the nested keys and values of one site."""
+
+    def __init__(self, token_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.to_k = Linear(token_dim, inner_dim, bias=False)
+        self.to_v = Linear(token_dim, inner_dim, bias=False)
+
+    def forward(
+        self, subject_tokens: Float[Tensor, "*batch tokens token_dim"]
+    ) -> tuple[Float[Tensor, "*batch tokens inner"], Float[Tensor, "*batch tokens inner"]]:
+        return self.to_k(subject_tokens), self.to_v(subject_tokens)
+
+
+class Encoder(nn.Module):
+    """One trained encoder. Its state dict has exactly the tensor names of the native file format.
+
+    Args:
+        config: everything that is not a tensor.
+        site_dims: inner width (heads * head_dim) of each cross-attention layer of the base model.
+        name: how messages call it, usually the file name.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, site_dims: Mapping[AttentionSite, int], name: str = "encoder"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.site_dims = {site: site_dims[site] for site in in_network_order(site_dims)}
+        self.resampler = Resampler(config.resampler)
+        self.sites = nn.ModuleDict()
+        for site, inner_dim in self.site_dims.items():
+            self._add_site(site, SiteProjections(config.resampler.output_dim, inner_dim))
+        self.requires_grad_(False)
+        self.eval()
+
+    def _add_site(self, site: AttentionSite, projections: SiteProjections) -> None:
+        level = self.sites
+        for part in (site.block, str(site.number)):
+            if part not in level:
+                level[part] = nn.ModuleDict()
+            level = cast("nn.ModuleDict", level[part])
+        level[str(site.index)] = projections
+
+    def encode(
+        self, patch_features: Float[Tensor, "references patches embedding_dim"]
+    ) -> Float[Tensor, "references queries output_dim"]:
+        """Subject tokens z of each photograph, computed in float32."""
+        return self.resampler(patch_features.float())
+
+    def projections(self, site: AttentionSite) -> SiteProjections:
+        """The projections of one site; the same object at every call."""
+        return cast("SiteProjections", self.sites.get_submodule(site.path))
+
+    def project(
+        self, site: AttentionSite, subject_tokens: Float[Tensor, "*batch tokens token_dim"]
+    ) -> tuple[Float[Tensor, "*batch tokens inner"], Float[Tensor, "*batch tokens inner"]]:
+        """Nested keys and values of one site, before the split into heads, in the tokens' precision."""
+        return self.projections(site)(subject_tokens)

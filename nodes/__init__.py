@@ -1,0 +1,31 @@
+"""The nodes: schema and a short `execute` each. ComfyUI's insides are behind `bridge`."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import ApplyNestedAttention
+from .bind import BindSubject
+from .bridge.paths import register_folders
+from .loaders import LoadEncoder, LoadSubject
+from .subject import EncodeSubject, SaveSubject
+
+register_folders()
+
+
+class NestedAttentionExtension(ComfyExtension):
+    """The pack, as ComfyUI asks for it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            LoadEncoder,
+            EncodeSubject,
+            SaveSubject,
+            LoadSubject,
+            BindSubject,
+            ApplyNestedAttention,
+        ]
+
+
+async def comfy_entrypoint() -> NestedAttentionExtension:
+    return NestedAttentionExtension()

@@ -1,0 +1,70 @@
+"""The node that puts bound subjects into a model and its text encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..nested_core.binding import Binding, check_tokens_differ
+from ..nested_core.errors import BindingError
+from .bridge.clip import bind_clip
+from .bridge.family import check_clip
+from .bridge.patch import bind_model
+from .sockets import CATEGORY, BindingSocket
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
+
+_MAX_BINDINGS = 32
+
+
+class ApplyNestedAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="NestedAttention_Apply",
+            display_name="Apply Nested Attention",
+            category=CATEGORY,
+            description="Makes a checkpoint know your subjects. Use it like a LoRA: between Load "
+            "Checkpoint and the text encode nodes and sampler.",
+            search_aliases=["nested attention", "personalization", "ip adapter", "face id"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The checkpoint's MODEL; itself it stays as it is."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The checkpoint's CLIP. Encode your prompts with the CLIP that comes out: "
+                    "only that one knows the tokens.",
+                ),
+                io.Autogrow.Input(
+                    "bindings",
+                    template=io.Autogrow.TemplatePrefix(
+                        BindingSocket.Input(
+                            "binding",
+                            tooltip="One subject and its word; connect as many as you like.",
+                        ),
+                        prefix="binding_",
+                        min=1,
+                        max=_MAX_BINDINGS,
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, clip: CLIP, bindings: dict[str, Binding]
+    ) -> io.NodeOutput:
+        connected = [binding for binding in bindings.values() if binding is not None]
+        if not connected:
+            raise BindingError(
+                "Apply Nested Attention: no binding is connected. Connect the output of at least one "
+                "Bind Subject node."
+            )
+        check_tokens_differ(connected)
+        check_clip(clip)
+        return io.NodeOutput(bind_model(model, connected), bind_clip(clip, connected))

@@ -1,0 +1,115 @@
+"""The node that gives a subject its word."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..nested_core.binding import bind
+from ..nested_core.subject import Subject
+from .sockets import CATEGORY, BindingSocket, SubjectSocket
+
+
+class BindSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="NestedAttention_BindSubject",
+            display_name="Bind Subject",
+            category=CATEGORY,
+            description="Gives a subject a word of its own. Where the prompt says that word, the "
+            "subject appears.",
+            search_aliases=["nested attention", "token", "bind face", "trigger word"],
+            inputs=[
+                SubjectSocket.Input(
+                    "subject", tooltip="Who or what the word in the prompt stands for."
+                ),
+                io.String.Input(
+                    "token",
+                    default="<person>",
+                    tooltip="The word you write in the prompt. Upper and lower case matter.",
+                ),
+                io.String.Input(
+                    "noun",
+                    default="",
+                    tooltip="What the text encoder reads instead of the token: it decides what kind of "
+                    "thing is drawn and where. Empty: the encoder's own noun.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="0 draws any person or dog, 1 this one as trained; above 1 exaggerates and "
+                    "may break the style.",
+                ),
+                io.Float.Input(
+                    "token_weight",
+                    default=1.0,
+                    min=0.1,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of the picture listens to the token. Above 1 the subject takes "
+                    "more room and the rest of the prompt less.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Starting later leaves the composition to the prompt.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Ending earlier leaves fine texture and style to the prompt.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the new picture the subject may act. Outside, the word is just "
+                    "its noun.",
+                ),
+                io.String.Input(
+                    "sites",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Attention layers in which the subject acts, such as u, m0 or u3-5; "
+                    "!d leaves the input blocks out. Empty: all, as trained.",
+                ),
+            ],
+            outputs=[BindingSocket.Output(display_name="binding")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        subject: Subject,
+        token: str = "<person>",
+        noun: str = "",
+        strength: float = 1.0,
+        token_weight: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        mask: Tensor | None = None,
+        sites: str = "",
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            bind(
+                subject,
+                token=token,
+                noun=noun,
+                strength=strength,
+                token_weight=token_weight,
+                start_percent=start_percent,
+                end_percent=end_percent,
+                mask=mask,
+                sites=sites,
+            )
+        )

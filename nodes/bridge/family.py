@@ -1,0 +1,105 @@
+"""Which models and text encoders the method fits, and the attention sites of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.supported_models
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from ...nested_core.encoder import Encoder
+from ...nested_core.errors import HostError
+from ...nested_core.sites import AttentionSite, describe_sites
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
+
+# SSD-1B, Vega, KOALA and the inpaint and instruct variants are subclasses of these. SD2.x (another
+# tokenizer), SVD (time) and the upscaler are UNets too and are not.
+_FAMILIES = (
+    comfy.supported_models.SD15,
+    comfy.supported_models.SDXL,
+    comfy.supported_models.SDXLRefiner,
+)
+_SUPPORTED = (
+    "Nested Attention works with the UNets of the SD1.5 and SDXL families (also SSD-1B, Vega, "
+    "KOALA, the SDXL refiner and inpaint models)"
+)
+
+
+def site_dims(model: ModelPatcher) -> dict[AttentionSite, int]:
+    """Inner width (heads * head_dim) of each cross-attention layer of the model's UNet.
+
+    Raises:
+        HostError: the model is not a UNet of a supported family; it is named.
+    """
+    unet = _unet(model)
+    blocks = {
+        "input": unet.input_blocks,
+        "middle": [unet.middle_block],
+        "output": unet.output_blocks,
+    }
+    dims: dict[AttentionSite, int] = {}
+    for block, levels in blocks.items():
+        for number, level in enumerate(levels):
+            for index, layer in enumerate(_transformer_blocks(level)):
+                dims[AttentionSite(block, number, index)] = layer.attn2.heads * layer.attn2.dim_head
+    return dims
+
+
+def _transformer_blocks(level: Any) -> list[BasicTransformerBlock]:
+    return [
+        block
+        for layer in (level if level is not None else ())
+        if isinstance(layer, SpatialTransformer)
+        for block in layer.transformer_blocks
+        if block.attn2 is not None
+    ]
+
+
+def _unet(model: ModelPatcher) -> UNetModel:
+    config = getattr(model.model, "model_config", None)
+    unet = getattr(model.model, "diffusion_model", None)
+    unet = getattr(unet, "_orig_mod", unet)  # a compiled module wraps the original
+    if not isinstance(config, _FAMILIES) or not isinstance(unet, UNetModel):
+        found = type(config).__name__ if config is not None else type(model.model).__name__
+        raise HostError(
+            f"Apply Nested Attention: this MODEL is '{found}'. {_SUPPORTED}. "
+            "Connect such a checkpoint."
+        )
+    return unet
+
+
+def check_encoder_fits(encoder: Encoder, dims: dict[AttentionSite, int]) -> None:
+    """Raises HostError unless the encoder's sites are exactly the model's, with the same widths."""
+    if encoder.site_dims == dims:
+        return
+    if encoder.site_dims.keys() != dims.keys():
+        found, expected = (
+            f"{len(sites)} attention sites ({describe_sites(sites)})"
+            for sites in (encoder.site_dims, dims)
+        )
+    else:
+        site = next(site for site in dims if encoder.site_dims[site] != dims[site])
+        found, expected = (
+            f"width {sites[site]} at site {site.text}" for sites in (encoder.site_dims, dims)
+        )
+    raise HostError(
+        f"Apply Nested Attention: encoder '{encoder.name}' (made for '{encoder.config.base}') has "
+        f"{found}, but this MODEL has {expected}. Connect the kind of checkpoint that the encoder "
+        "was trained for, or load an encoder for this one."
+    )
+
+
+def check_clip(clip: CLIP) -> None:
+    """Raises HostError unless the text encoder is CLIP-L, CLIP-G or both."""
+    keys = set(clip.tokenize("")) if clip is not None else set()
+    if not keys or not keys <= {"l", "g"}:
+        found = ", ".join(sorted(keys)) or "none"
+        raise HostError(
+            f"Apply Nested Attention: this CLIP has the tokenizers '{found}', expected 'l' (SD1.5), "
+            "'g' (SDXL refiner) or both (SDXL). Connect the CLIP output of the checkpoint that the "
+            "MODEL comes from."
+        )

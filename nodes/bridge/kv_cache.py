@@ -1,0 +1,126 @@
+"""Encoders and nested keys and values as ComfyUI-managed models.
+
+A subject's keys and values never change over the steps: they are projected once per subject, site,
+device and precision, kept as long as the subject is, and moved to and from the device by ComfyUI.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ...nested_core.encoder import Encoder
+from ...nested_core.sites import AttentionSite, in_network_order
+from ...nested_core.subject import Subject
+
+
+class _Precision(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+
+
+class SiteKeysValues(nn.Module):
+    """Nested keys and values of one subject at one site, `[1, tokens, inner]`."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        super().__init__()
+        self.key = nn.Parameter(key, requires_grad=False)
+        self.value = nn.Parameter(value, requires_grad=False)
+
+
+class SubjectKeysValues(nn.Module):
+    """Nested keys and values of one subject at many sites.
+
+    Attributes:
+        digest: of the subject they belong to, also in the copies that other devices get.
+    """
+
+    def __init__(self, digest: bytes, sites: dict[AttentionSite, SiteKeysValues]) -> None:
+        super().__init__()
+        self.digest = digest
+        self.by_site = sites
+        self.modules_by_site = nn.ModuleDict(
+            {site.path.replace(".", "_"): module for site, module in sites.items()}
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SubjectKeysValues:
+        sites = {site: copy.deepcopy(module, memo) for site, module in self.by_site.items()}
+        return SubjectKeysValues(self.digest, sites)
+
+
+# Strong for as long as a subject lives, so that editing a binding projects nothing anew ...
+_of_subject: WeakKeyDictionary[Subject, dict[_Precision, ModelPatcher]] = WeakKeyDictionary()
+# ... and shared between equal subjects of one encoder, such as a file that was loaded twice.
+_of_encoder: WeakKeyDictionary[
+    Encoder, WeakValueDictionary[tuple[bytes, _Precision], ModelPatcher]
+] = WeakKeyDictionary()
+
+
+def encoder_patcher(encoder: Encoder) -> ModelPatcher:
+    """The encoder under ComfyUI's memory management; one per encoder object."""
+    patcher = encoder.__dict__.get("comfy_patcher")
+    if patcher is None:
+        patcher = encoder.__dict__["comfy_patcher"] = _managed(encoder)
+    return patcher
+
+
+def keys_and_values(
+    subject: Subject, sites: Collection[AttentionSite], device: torch.device, dtype: torch.dtype
+) -> ModelPatcher:
+    """A model holding the subject's keys and values at `sites` (at least), projected where missing.
+
+    Its `.model` is a `SubjectKeysValues`.
+    """
+    precision = _Precision(device, dtype)
+    shared = _of_encoder.setdefault(subject.encoder, WeakValueDictionary())
+    patcher = shared.get((subject.digest, precision))
+    done = {} if patcher is None else patcher.model.by_site
+    missing = [site for site in in_network_order(sites) if site not in done]
+    if patcher is None or missing:
+        if patcher is not None:
+            patcher.detach()
+        patcher = _managed(
+            SubjectKeysValues(subject.digest, {**done, **_project(subject, missing, dtype)}), device
+        )
+        shared[subject.digest, precision] = patcher
+    _of_subject.setdefault(subject, {})[precision] = patcher
+    return patcher
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _project(
+    subject: Subject, sites: list[AttentionSite], dtype: torch.dtype
+) -> dict[AttentionSite, SiteKeysValues]:
+    patcher = encoder_patcher(subject.encoder)
+    model_management.load_models_gpu([patcher])
+    tokens = subject.tokens.to(patcher.load_device)[None].clone()
+    projected: dict[AttentionSite, SiteKeysValues] = {}
+    for site in sites:
+        # Projected in float32, kept in the model's precision: it happens once.
+        key, value = subject.encoder.project(site, tokens)
+        projected[site] = SiteKeysValues(
+            *(each.to(model_management.unet_offload_device(), dtype) for each in (key, value))
+        )
+    return projected
+
+
+def _managed(module: nn.Module, device: torch.device | None = None) -> ModelPatcher:
+    device = device if device is not None else model_management.get_torch_device()
+    patcher = ModelPatcher(module, device, model_management.unet_offload_device())
+    # The multi-GPU nodes make a copy of their own for every further device.
+    patcher.cached_patcher_init = (_managed_copy, (module, device))
+    return patcher
+
+
+def _managed_copy(module: nn.Module, device: torch.device, **_: object) -> ModelPatcher:
+    # An encoder knows its patcher; the copy gets its own.
+    known = {id(module.__dict__.get("comfy_patcher")): None}
+    return _managed(copy.deepcopy(module, known).to("cpu"), device)

@@ -1,0 +1,83 @@
+"""Photographs to subject tokens through ComfyUI's own CLIP vision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ...nested_core.config import ImageEncoderConfig
+from ...nested_core.encoder import Encoder
+from ...nested_core.errors import SubjectError
+from ...nested_core.preprocess import CropMode, rgb_images, square_photographs
+from ...nested_core.subject import CombineMode, Subject, make_thumbnail, subject_from_features
+from .kv_cache import encoder_patcher
+
+if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
+
+_OUTPUTS = {"penultimate": "penultimate_hidden_states", "last": "last_hidden_state"}
+
+
+def encode_subject(
+    encoder: Encoder,
+    clip_vision: ClipVisionModel | None,
+    image: Tensor,
+    mask: Tensor | None,
+    crop: str,
+    combine: str,
+) -> Subject:
+    """One subject from its reference photographs `image` `[references, height, width, channels]`.
+
+    Raises:
+        SubjectError: the image encoder is missing or another one, the pictures or the mask are
+            unusable.
+    """
+    _check_image_encoder(encoder, clip_vision)
+    photographs = square_photographs(rgb_images(image), mask, cast("CropMode", crop))
+    features = _patch_features(encoder, cast("ClipVisionModel", clip_vision), photographs)
+    patcher = encoder_patcher(encoder)
+    model_management.load_models_gpu([patcher])
+    return subject_from_features(
+        encoder,
+        features.to(patcher.load_device),
+        make_thumbnail(photographs[0][0]),
+        cast("CombineMode", combine),
+    )
+
+
+def _patch_features(
+    encoder: Encoder, clip_vision: ClipVisionModel, photographs: list[Tensor]
+) -> Tensor:
+    wanted = encoder.config.image_encoder
+    output = _OUTPUTS[wanted.hidden_state]
+    features = [clip_vision.encode_image(photo, crop=True)[output] for photo in photographs]
+    if features[0].shape[-1] != wanted.hidden_size:
+        raise SubjectError(_wrong_image_encoder(encoder, f"hidden size {features[0].shape[-1]}"))
+    return torch.cat(features)
+
+
+def _check_image_encoder(encoder: Encoder, clip_vision: ClipVisionModel | None) -> None:
+    wanted = encoder.config.image_encoder
+    if clip_vision is None:
+        raise SubjectError(
+            f"Encode Subject: encoder '{encoder.name}' reads {_describe(wanted)}, but clip_vision "
+            "is not connected. Add a Load CLIP Vision node and connect it."
+        )
+    size = getattr(clip_vision, "image_size", wanted.image_size)
+    if size != wanted.image_size:
+        raise SubjectError(_wrong_image_encoder(encoder, f"image size {size}"))
+
+
+def _wrong_image_encoder(encoder: Encoder, found: str) -> str:
+    return (
+        f"Encode Subject: encoder '{encoder.name}' reads {_describe(encoder.config.image_encoder)}, "
+        f"but the connected CLIP vision model has {found}. Load the CLIP vision model that the "
+        "encoder was trained with (ViT-H/14 has hidden size 1280, ViT-L/14 1024)."
+    )
+
+
+def _describe(config: ImageEncoderConfig) -> str:
+    return f"a CLIP vision model of hidden size {config.hidden_size} at {config.image_size} px"
