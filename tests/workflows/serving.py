@@ -1,0 +1,68 @@
+"""What the server tests share: the demo's client, a running server in plain calls, stand-in models."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
+
+
+def load_file(name: str, path: Path) -> ModuleType:
+    """A module of the repository by its path; the repository's root is on no path."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+client_module = load_file("client", ROOT / "demo" / "client.py")
+demo = load_file("demo_run", ROOT / "demo" / "run.py")
+server_module = load_file("nested_attention_server", ROOT / "devtools" / "server.py")
+
+# What a fresh machine lacks, by what stands in for it here: same outputs, same order.
+STAND_INS = {
+    "CheckpointLoaderSimple": {
+        "class_type": "TinyModels_LoadCheckpoint",
+        "inputs": {"family": "sdxl"},
+    },
+    "CLIPVisionLoader": {"class_type": "TinyModels_LoadClipVision", "inputs": {}},
+    "ControlNetLoader": {"class_type": "TinyModels_LoadControlNet", "inputs": {"family": "sdxl"}},
+}
+
+
+class Server:
+    """A running server, asked in plain calls."""
+
+    def __init__(self, url: str, base: Path) -> None:
+        self.url, self.base = url, base
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        async def ask() -> Any:
+            async with client_module.ComfyClient(self.url) as client:
+                return await question(client)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str) -> Any:
+        return self._ask(lambda client: client.get(path))
+
+    def run(self, prompt: dict[str, Any]) -> Any:
+        return self._ask(lambda client: client.run(prompt))
+
+
+def with_tiny_models(prompt: dict[str, Any]) -> dict[str, Any]:
+    """An API prompt of an example whose checkpoints are the demo's and whose picture is small."""
+    prompt = {node: STAND_INS.get(entry["class_type"], entry) for node, entry in prompt.items()}
+    for entry in prompt.values():
+        small = {"KSampler": {"steps": 2}, "EmptyLatentImage": {"width": 128, "height": 96}}
+        entry["inputs"] = {**entry["inputs"], **small.get(entry["class_type"], {})}
+    return prompt

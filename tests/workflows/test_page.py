@@ -1,0 +1,113 @@
+"""The examples in the real page: they open, nothing is missing, and what is queued is what we meant."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.request
+
+import pytest
+from graph_to_api import api_prompt
+from serving import ROOT
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs Debian's chromium and chromium-driver",
+    ),
+]
+
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+_ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1600,1000",
+)
+_READY = (
+    "return !!(window.app && app.graph && window.LiteGraph "
+    "&& LiteGraph.registered_node_types['NestedAttention_Apply'])"
+)
+_OPEN = """
+const [graph, name, done] = arguments;
+app.loadGraphData(graph, true, true, name)
+  .then(() => app.graphToPrompt())
+  .then((prompt) => done({prompt: prompt.output}))
+  .catch((error) => done({error: String(error)}));
+"""
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    selenium = pytest.importorskip("selenium.webdriver")
+    settings = json.dumps(
+        {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
+    ).encode()
+    request = urllib.request.Request(
+        f"{server.url}/api/settings", settings, {"Content-Type": "application/json"}, method="POST"
+    )
+    urllib.request.urlopen(request).close()
+    options = selenium.ChromeOptions()
+    for argument in _ARGUMENTS:
+        options.add_argument(argument)
+    service = selenium.ChromeService(shutil.which("chromedriver"))
+    driver = selenium.Chrome(options=options, service=service)
+    try:
+        driver.set_script_timeout(60)
+        driver.get(server.url)
+        _wait_until(driver, _READY)
+        yield driver
+    finally:
+        driver.quit()
+
+
+def _wait_until(driver, script: str, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not driver.execute_script(script):
+        assert time.monotonic() < end, f"the page never became: {script}"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_opens_and_queues_what_the_file_says(server, page, example):
+    graph = json.loads(example.read_text(encoding="utf-8"))
+    result = page.execute_async_script(_OPEN, graph, example.stem)
+    assert "error" not in result, result
+    found = {
+        node: {"class_type": entry["class_type"], "inputs": entry["inputs"]}
+        for node, entry in result["prompt"].items()
+    }
+    assert found == api_prompt(graph, server.get("/object_info"))
+
+
+def test_apply_offers_another_binding_when_the_last_is_taken(page):
+    sockets = page.execute_script(
+        "return app.graph._nodes.filter(n => n.type === 'NestedAttention_Apply')"
+        ".map(n => n.inputs.map(i => [i.name, i.link !== null]))"
+    )
+    graph = json.loads(
+        (ROOT / "example_workflows" / "two_subjects.json").read_text(encoding="utf-8")
+    )
+    page.execute_async_script(_OPEN, graph, "two_subjects")
+    sockets = page.execute_script(
+        "return app.graph._nodes.find(n => n.type === 'NestedAttention_Apply')"
+        ".inputs.map(i => [i.name, i.link !== null])"
+    )
+    assert sockets[-3:] == [
+        ["bindings.binding_0", True],
+        ["bindings.binding_1", True],
+        ["bindings.binding_2", False],
+    ]
+
+
+def test_the_help_of_a_node_is_served(server, page):
+    url = f"{server.url}/extensions/comfyui-nested-attention/docs/NestedAttention_BindSubject.md"
+    with urllib.request.urlopen(url) as response:
+        assert response.read().startswith(b"# ")
