@@ -93,7 +93,7 @@ def normalise_values(
         return values
     dims = (-1,) if norm.mode == "per_head" else (-3, -1)
     length, text_length = _length(values, dims), _length(text_value, dims)
-    return values * (norm.scale * text_length / length.clamp_min(_SMALLEST))
+    return values / length.clamp_min(_SMALLEST) * (norm.scale * text_length)
 
 
 def _length(values: Tensor, dims: tuple[int, ...]) -> Tensor:
