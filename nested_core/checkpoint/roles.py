@@ -67,10 +67,9 @@ def resampler_name(key: str, spec: TensorSpec) -> str | None:
 
 def projection_of(key: str, spec: TensorSpec) -> str | None:
     """`to_k` or `to_v` where a key is a projection to keys or values, else None."""
-    parts = key.lower().split(".")
-    if len(spec.shape) != 2 or parts[-1] == "bias":
+    if len(spec.shape) != 2:
         return None
-    for part in reversed(parts):
+    for part in reversed(key.lower().split(".")):
         words = set(re.split("[_-]", part))
         is_key, is_value = bool(words & _KEY_WORDS), bool(words & _VALUE_WORDS)
         if is_key != is_value:

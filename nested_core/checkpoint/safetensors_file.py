@@ -19,8 +19,13 @@ from ..errors import CheckpointError
 
 FileKey = tuple[str, int, int, int]
 
-_ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2}
-_ITEM_BYTES |= {"F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
+_DTYPES_BY_BYTES = {
+    1: "BOOL U8 I8 F8_E4M3 F8_E5M2",
+    2: "I16 U16 F16 BF16",
+    4: "I32 U32 F32",
+    8: "I64 U64 F64",
+}
+_ITEM_BYTES = {dtype: size for size, names in _DTYPES_BY_BYTES.items() for dtype in names.split()}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from ..errors import CheckpointError

@@ -84,6 +84,8 @@ def keys_and_values(
     done = {} if patcher is None else patcher.model.by_site
     missing = [site for site in in_network_order(sites) if site not in done]
     if patcher is None or missing:
+        # In the mode that the caller runs in: the encoder's tensors were made in that one too.
+        model_management.load_models_gpu([encoder_patcher(subject.encoder)])
         if patcher is not None:
             patcher.detach()
         patcher = _managed(
@@ -99,9 +101,9 @@ def keys_and_values(
 def _project(
     subject: Subject, sites: list[AttentionSite], dtype: torch.dtype
 ) -> dict[AttentionSite, SiteKeysValues]:
-    patcher = encoder_patcher(subject.encoder)
-    model_management.load_models_gpu([patcher])
-    tokens = subject.tokens.to(patcher.load_device)[None].clone()
+    """Keys and values as plain tensors, whichever mode is on: they outlive this sampling."""
+    device = encoder_patcher(subject.encoder).load_device
+    tokens = subject.tokens.to(device)[None].clone()
     projected: dict[AttentionSite, SiteKeysValues] = {}
     for site in sites:
         # Projected in float32, kept in the model's precision: it happens once.
