@@ -79,16 +79,17 @@ def random_encoder(core: Any) -> Any:
 
 def load_core(root: Path) -> Any:
     """`nested_core` by its folder: the repository's root on the path would hide ComfyUI's nodes."""
-    spec = importlib.util.spec_from_file_location(
-        "nested_core", root / "nested_core" / "__init__.py"
-    )
-    assert spec is not None and spec.loader is not None
-    core = importlib.util.module_from_spec(spec)
-    sys.modules["nested_core"] = core
-    spec.loader.exec_module(core)
+    if "nested_core" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "nested_core", root / "nested_core" / "__init__.py"
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["nested_core"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["nested_core"])
     for name in ("attention", "checkpoint", "config", "encoder", "sites"):
         importlib.import_module(f"nested_core.{name}")
-    return core
+    return sys.modules["nested_core"]
 
 
 def workflow(prompt: str, seed: int) -> Prompt:
