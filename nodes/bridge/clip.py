@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from comfy.sd import CLIP
@@ -30,7 +30,7 @@ def bind_clip(clip: CLIP, bindings: Sequence[Binding]) -> CLIP:
 def _bound(clip: CLIP, bindings: Sequence[Binding]) -> CLIP:
     if not isinstance(clip, _BoundCLIP):
         clip.__class__ = _bound_class(type(clip))
-    clip.nested_bindings = tuple(bindings)
+    cast("_BoundCLIP", clip).nested_bindings = tuple(bindings)
     return clip
 
 
@@ -81,6 +81,7 @@ class _BoundCLIP(CLIP):
     ) -> Any:
         encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
+            encoded = cast("dict[str, Any]", encoded)
             self._attach_slots(encoded, encoded["cond"], tokens)
         return encoded
 
@@ -175,10 +176,10 @@ def _same_chunk(plain: Sequence[Any], marked: Sequence[Any]) -> bool:
 
 
 def _same_token(plain: tuple[Any, ...], marked: tuple[Any, ...]) -> bool:
-    """Same id, or same vector of an embedding; same weight and word."""
-    token, other = plain[0], marked[0]
-    if isinstance(token, Tensor) and isinstance(other, Tensor):
-        same = torch.equal(token, other)
+    """Same id, or both the vector of an embedding; same weight and word."""
+    (token, *rest), (other, *other_rest) = plain, marked
+    if isinstance(token, Tensor) or isinstance(other, Tensor):
+        same = isinstance(token, Tensor) and isinstance(other, Tensor)
     else:
-        same = not isinstance(token, Tensor) and not isinstance(other, Tensor) and token == other
-    return same and plain[1:] == marked[1:]
+        same = token == other
+    return same and rest == other_rest

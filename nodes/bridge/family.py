@@ -49,13 +49,13 @@ def site_dims(model: ModelPatcher) -> dict[AttentionSite, int]:
     return dims
 
 
-def _transformer_blocks(level: Any) -> list[BasicTransformerBlock]:
+def _transformer_blocks(level: Any) -> list[Any]:
     return [
         block
         for layer in (level if level is not None else ())
         if isinstance(layer, SpatialTransformer)
         for block in layer.transformer_blocks
-        if block.attn2 is not None
+        if isinstance(block, BasicTransformerBlock) and block.attn2 is not None
     ]
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -90,7 +90,8 @@ class BoundModel:
     ) -> Any:
         """Projects keys and values before ComfyUI counts and loads what this sampling needs."""
         used = bound_ids(each for group in conds.values() for each in group)
-        dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+        cast_dtype = cast("torch.dtype | None", model.get_model_object("manual_cast_dtype"))
+        dtype = cast_dtype or model.model.get_dtype()
         model.set_additional_models(
             _KEY,
             [
@@ -156,7 +157,7 @@ class BoundModel:
     ) -> SiteCall:
         subjects: tuple[ActiveSubject, ...] = ()
         groups: Any = ()
-        if slots is not None:
+        if slots is not None and self._have_a_row_each(x, (slots, *masks)):
             regions = {
                 binding.id: mask.to(x.device)
                 for binding, mask in zip(self._masked, masks, strict=False)
@@ -180,6 +181,17 @@ class BoundModel:
             warn_once=self._warn_once,
         )
 
+    def _have_a_row_each(self, x: Tensor, conditionings: Sequence[Tensor]) -> bool:
+        found = next((len(each) for each in conditionings if len(each) != len(x)), None)
+        if found is None:
+            return True
+        self._warn_once(
+            f"Nested Attention: a node around the UNet runs it with {len(x)} rows where the prompts have "
+            f"{found}, as tiled sampling does; there the subjects do not act. Remove that node, or "
+            "the masks of the bindings where the picture is split."
+        )
+        return False
+
     def _subject(
         self, binding: Binding, loaded: SubjectKeysValues, region: Tensor | None, rows: Rows
     ) -> ActiveSubject:
@@ -201,13 +213,15 @@ class BoundModel:
         )
 
     def _site_patches(self) -> dict[tuple[Any, ...], Patch]:
-        return dict.fromkeys(map(tuple, self._all_sites), _site_patch(_is_compiler_loaded()))
+        patch = _site_patch(_is_compiler_loaded())
+        return {(*site,): patch for site in self._all_sites}
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     # The same function everywhere, which asks where it is: TorchCompileModel lets layers of the same
     # shape share one trace, and with it the function that was found when the first was traced.
-    site = AttentionSite(*options["block"], options["block_index"])
+    block, number = options["block"]
+    site = AttentionSite(block, number, options["block_index"])
     return options[CALL_KEY].attend(site, query, key, value, options)
 
 
@@ -215,7 +229,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) 
 def _site_patch(compiling: bool) -> Patch:
     # A traced plan would be repeated in calls that have another one. The decorator imports the
     # compiler, which takes seconds, so it waits until something else has.
-    return torch.compiler.disable(_attend) if compiling else _attend
+    return cast("Patch", torch.compiler.disable(_attend)) if compiling else _attend
 
 
 def _is_compiler_loaded() -> bool:

@@ -84,7 +84,12 @@ class SiteCall:
     _regions: dict[Any, Tensor] = field(default_factory=dict)
 
     def attend(
-        self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+        self,
+        site: AttentionSite,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: dict[str, Any],
     ) -> Tensor:
         """The host's own output of this site, with the subjects in place of their tokens' values."""
         base = self._base(site, query, key, value, options)
@@ -108,7 +113,12 @@ class SiteCall:
         return out
 
     def _base(
-        self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+        self,
+        site: AttentionSite,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: dict[str, Any],
     ) -> Tensor:
         """Whatever the host and other packs' patches compute here; called once."""
         patch = self.foreign.get(tuple(site), self.foreign.get((site.block, site.number)))
@@ -250,12 +260,13 @@ def _rows(rows: list[int], device: torch.device) -> Rows:
 
 
 def warn_once_logger() -> Callable[[str], None]:
-    """Logs each text once."""
-    seen: set[str] = set()
+    """Logs the first text only: what is wrong at one layer is wrong at each, in other numbers."""
+    warned = False
 
     def warn(text: str) -> None:
-        if text not in seen:
-            seen.add(text)
+        nonlocal warned
+        if not warned:
+            warned = True
             logging.warning(text)
 
     return warn

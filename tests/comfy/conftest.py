@@ -32,12 +32,13 @@ def _start_host() -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = arguments
 
 
 _start_host()
+pytest.register_assert_rewrite("beside")
 import scenes  # noqa: E402  (needs the host)
 
 

@@ -157,6 +157,12 @@ def make_scene(family: str, dtype: torch.dtype = torch.float32, **encoder_config
     )
 
 
+def make_scene_of(family: str, **unet_config: Any) -> Scene:
+    """A scene of the family on a UNet of another layout."""
+    model = tiny.unet(family, **unet_config)
+    return Scene(family, model, tiny.clip(family), tiny.clip_vision(), make_encoder(family, model))
+
+
 def value_norm(mode: str, scale: float = 2.0) -> Any:
     """A value norm of the pack."""
     return _attention.ValueNorm(mode, scale)
