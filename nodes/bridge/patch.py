@@ -187,8 +187,8 @@ class BoundModel:
             return True
         self._warn_once(
             f"Nested Attention: a node around the UNet runs it with {len(x)} rows where the prompts have "
-            f"{found}, as tiled sampling does; there the subjects do not act. Remove that node, or "
-            "the masks of the bindings where the picture is split."
+            f"{found}, as tiled sampling does; there the subjects do not act. Remove that node. If it "
+            "only splits the batch, removing the bindings' masks is enough."
         )
         return False
 

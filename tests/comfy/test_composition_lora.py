@@ -1,0 +1,84 @@
+"""LoRAs beside a subject: a real file on every attention layer of the UNet and the text encoders."""
+
+from __future__ import annotations
+
+import beside
+import model_files
+import pack
+import pytest
+import scenes
+
+
+@pytest.fixture
+def lora(scene):
+    return model_files.write_lora(f"tiny_{scene.family}", scene.model, scene.clip)
+
+
+def _load(lora, model, clip):
+    return pack.run_host(
+        "LoraLoader", model=model, clip=clip, lora_name=lora, strength_model=0.8, strength_clip=0.6
+    )
+
+
+def _sample(scene, model, clip, prompt):
+    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("place", beside.PLACES)
+def test_a_lora_on_model_and_text_encoder_composes(scene, lora, place):
+    subject = scene.subject()
+    model, clip = scene.model, scene.clip
+    if place == "before":
+        model, clip = _load(lora, model, clip)
+    model, clip = scene.apply(scene.bind(subject), model=model, clip=clip)
+    if place == "behind":
+        model, clip = _load(lora, model, clip)
+    found = _sample(scene, model, clip, beside.PROMPT)
+
+    with_lora = scenes.Scene(
+        scene.family, *_load(lora, scene.model, scene.clip), scene.vision, scene.encoder
+    )
+    expected = beside.sample_naive(with_lora, subject)
+    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    without_lora = beside.sample_naive(scene, subject)
+    assert scenes.relative_difference(without_lora, expected) > beside.VISIBLE
+    without_subject = beside.sample_naive(with_lora, None)
+    assert scenes.relative_difference(without_subject, expected) > beside.VISIBLE
+
+
+def test_a_lora_on_the_model_alone_composes(scene, lora):
+    def alter(model):
+        return pack.run_host("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=0.8)
+
+    beside.assert_composes(scene, alter)
+
+
+def test_taking_a_lora_away_restores_the_result(scene, lora):
+    """The UNet's weights are patched in place and back again between the two."""
+    model, clip = scene.apply(scene.bind())
+    before = _sample(scene, model, clip, beside.PROMPT)
+    with_lora = _sample(scene, *_load(lora, model, clip), beside.PROMPT)
+    after = _sample(scene, model, clip, beside.PROMPT)
+    assert before.equal(after)
+    assert scenes.relative_difference(with_lora, before) > beside.VISIBLE
+
+
+def test_a_lora_hook_on_the_bound_prompt_composes(scene, lora):
+    """A hook gives the positive prompt weights of its own: its rows run in a call of their own."""
+    hooks = pack.run_host(
+        "CreateHookLoraModelOnly", extra="nodes_hooks", lora_name=lora, strength_model=0.8
+    )
+
+    def prepare(positive, negative):
+        positive = pack.run_host(
+            "ConditioningSetProperties",
+            extra="nodes_hooks",
+            cond_NEW=positive,
+            strength=1.0,
+            set_cond_area="default",
+            hooks=hooks,
+        )
+        return positive, negative
+
+    beside.assert_composes(scene, prepare=prepare, places=["behind"])
