@@ -70,7 +70,7 @@ def subject_from_features(
 
     The encoder must be where the features are. The tokens end on the CPU, in float32.
     """
-    tokens, references = combine_references(encoder.encode(features).float().cpu(), combine)
+    tokens, references = combine_references(encoder.encode(features).detach().cpu(), combine)
     return Subject(tokens.contiguous(), encoder, references, encoder.config.noun, thumbnail)
 
 

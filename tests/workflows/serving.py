@@ -17,7 +17,8 @@ ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2]
 def load_file(name: str, path: Path) -> ModuleType:
     """A module of the repository by its path; the repository's root is on no path."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

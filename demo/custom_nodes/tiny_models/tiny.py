@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.cldm.cldm
 import comfy.clip_vision
@@ -53,7 +53,7 @@ _UNET = {
 class TinySD15(comfy.supported_models.SD15):
     """7 sites; 4 heads everywhere."""
 
-    unet_config = {
+    unet_config: ClassVar[dict[str, Any]] = {
         **_UNET,
         "num_res_blocks": [1, 1],
         "channel_mult": [1, 2],
@@ -70,7 +70,7 @@ class TinySD15(comfy.supported_models.SD15):
 class TinySDXL(comfy.supported_models.SDXL):
     """No attention at the first level, two transformer blocks at the deepest, as SDXL in small."""
 
-    unet_config = {
+    unet_config: ClassVar[dict[str, Any]] = {
         **_UNET,
         "num_res_blocks": [1, 1, 1],
         "channel_mult": [1, 2, 2],
@@ -122,7 +122,7 @@ def clip(family: str, seed: int = 2) -> comfy.sd.CLIP:
     """A CLIP with the real tokenizer and tiny text encoders."""
 
     class Target:
-        params: dict[str, Any] = {}
+        params: ClassVar[dict[str, Any]] = {}
         clip, tokenizer = _CLIPS[family]
 
     options = {
