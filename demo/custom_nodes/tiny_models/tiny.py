@@ -51,7 +51,7 @@ _UNET = {
 
 
 class TinySD15(comfy.supported_models.SD15):
-    """7 sites; 4 heads everywhere."""
+    """7 sites of 8 heads, as every SD1.5 has."""
 
     unet_config: ClassVar[dict[str, Any]] = {
         **_UNET,
@@ -60,7 +60,6 @@ class TinySD15(comfy.supported_models.SD15):
         "transformer_depth": [1, 1],
         "transformer_depth_output": [1, 1, 1, 1],
         "transformer_depth_middle": 1,
-        "num_heads": 4,
         "context_dim": TEXT_WIDTH["sd15"],
         "use_linear_in_transformer": False,
         "adm_in_channels": None,
@@ -68,7 +67,12 @@ class TinySD15(comfy.supported_models.SD15):
 
 
 class TinySDXL(comfy.supported_models.SDXL):
-    """No attention at the first level, two transformer blocks at the deepest, as SDXL in small."""
+    """No attention at the first level, two transformer blocks at the deepest, as SDXL in small.
+
+    11 sites of 4 heads: ComfyUI sets the width of a head by the family, 64 in SDXL.
+    """
+
+    unet_extra_config: ClassVar[dict[str, Any]] = {"num_heads": -1, "num_head_channels": 16}
 
     unet_config: ClassVar[dict[str, Any]] = {
         **_UNET,
@@ -77,7 +81,6 @@ class TinySDXL(comfy.supported_models.SDXL):
         "transformer_depth": [0, 1, 2],
         "transformer_depth_output": [0, 0, 1, 1, 2, 2],
         "transformer_depth_middle": 2,
-        "num_head_channels": 16,
         "num_classes": "sequential",
         "context_dim": TEXT_WIDTH["sdxl"],
         "use_linear_in_transformer": True,
@@ -162,7 +165,7 @@ def vae(seed: int = 4) -> comfy.sd.VAE:
 
 def control_net(family: str, seed: int = 6) -> comfy.controlnet.ControlNet:
     """A CONTROL_NET for pictures eight times as large as the latent."""
-    config = dict(FAMILIES[family].unet_config)
+    config = {**FAMILIES[family].unet_config, **FAMILIES[family].unet_extra_config}
     for key in ("image_size", "out_channels", "transformer_depth_output", "use_temporal_attention"):
         del config[key]
     control_model = comfy.cldm.cldm.ControlNet(image_size=32, hint_channels=3, device=CPU, **config)

@@ -1,0 +1,280 @@
+"""The training loop. Everything about devices, processes and precisions is accelerate's."""
+
+# accelerate is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, is_tensorboard_available
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint import save_encoder
+from ..encoder import Encoder
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .ema import MovingAverage
+from .errors import TrainingError
+from .initial import initial_encoder
+from .objective import Objective
+from .optimisers import learning_rate_factor, make_optimiser, set_learning_rate
+from .protocol import SUBJECT, Batch, Data, Host, Stripe
+from .records import FigureLog, check_same_run, write_settings
+from .samples import Sampling, sample_grid, save_grid
+from .stopping import StopRequest
+from .subjects import KeyValueEncoder
+
+ENCODER_FILE = "encoder.safetensors"
+SETTINGS_FILE = "config.json"
+_FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SHOWN_SAMPLES = 4
+
+log = logging.getLogger(__name__)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate, told what this run's settings say; its own configuration says the rest."""
+    trackers = ["tensorboard"] if config.tensorboard and is_tensorboard_available() else None
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+        log_with=cast("Any", trackers),
+        project_dir=config.output,
+    )
+
+
+class Trainer:
+    """One run: an encoder for `host`, from `data`, into the folder `config.output`."""
+
+    def __init__(
+        self, config: TrainingConfig, host: Host, data: Data, accelerator: Accelerator
+    ) -> None:
+        self.config, self.host, self.data, self.accelerator = config, host, data, accelerator
+        self.folder = Path(config.output)
+        self.checkpoints = self.folder / "checkpoints"
+        self.stripe = Stripe(accelerator.process_index, accelerator.num_processes)
+        self.step, self.skipped = 0, cast("dict[str, str]", {})
+        self.resume: Any = None
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        # The text tokens that the encoder starts from are measured in full precision.
+        encoder = initial_encoder(config, host, data.some_captions(config.text_statistics))
+        self.encoder_config, self.site_dims = encoder.config, encoder.site_dims
+        self.objective = Objective(
+            encoder.config, config.min_snr_gamma, config.noise_offset, config.region_weight
+        )
+        for module in host.frozen_modules():
+            module.requires_grad_(False).eval()
+        host.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
+        if config.gradient_checkpointing:
+            host.save_memory()
+        self._prepare(KeyValueEncoder(encoder).train())
+
+    def _prepare(self, model: KeyValueEncoder) -> None:
+        options = {**self.config.optimiser_options}
+        if self.config.weight_decay:
+            options.setdefault("weight_decay", self.config.weight_decay)
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is not None:  # it wants to know what it usually reads off a data loader
+            cast("dict[str, Any]", plugin.deepspeed_config)["train_micro_batch_size_per_gpu"] = (
+                self.config.batch_size
+            )
+            if self.config.ema_decay:
+                raise TrainingError(
+                    f"ema_decay is {self.config.ema_decay}: DeepSpeed keeps the weights where no "
+                    "average can be taken. Set ema_decay to 0, or use FSDP."
+                )
+        optimiser = make_optimiser(
+            self.config.optimiser, model.parameters(), self.config.learning_rate, options
+        )
+        prepared: Any = self.accelerator.prepare(model, optimiser)
+        self.model, self.optimiser = cast("tuple[KeyValueEncoder, Any]", prepared)
+        self.average = MovingAverage(list(self.model.parameters()), self.config.ema_decay)
+
+    def begin(self, resume: bool) -> None:
+        """Goes on from the last checkpoint, if asked to and there is one.
+
+        Raises:
+            TrainingError: the folder holds another run, or one that was not asked to go on.
+        """
+        settings, checkpoint = self.folder / SETTINGS_FILE, latest_checkpoint(self.checkpoints)
+        if checkpoint is not None and not resume:
+            raise TrainingError(
+                f"{self.folder}: already holds a run, up to {checkpoint.name}. Give --resume to go "
+                "on with it, or choose another output folder."
+            )
+        if checkpoint is not None:
+            check_same_run(self.config, settings)
+            self.step, self.resume, self.skipped = load_checkpoint(
+                self.accelerator, checkpoint, self.average
+            )
+            log.info("going on behind %s", checkpoint.name)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_settings(self.config, settings)
+            self._log = FigureLog(self.folder / "log.jsonl", self.step)
+        self.accelerator.init_trackers("tensorboard")
+
+    def run(self) -> int:
+        """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number."""
+        batches = self.data.batches(self.resume, self.stripe)
+        losses: list[Tensor] = []
+        started, saved = time.monotonic(), self.step
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        with StopRequest() as stop, bar:
+            while self.step < self.config.steps:
+                losses.append(self._train_step(batches))
+                bar.update()
+                if self.step % self.config.log_every == 0:
+                    seconds, started = time.monotonic() - started, time.monotonic()
+                    self._write_figures(torch.stack(losses).mean(), seconds / len(losses), bar)
+                    losses.clear()
+                if self.config.sample_every and self.step % self.config.sample_every == 0:
+                    self._write_samples()
+                if stop.signal:
+                    self.accelerator.set_trigger()
+                must_stop = self.accelerator.check_trigger()
+                if must_stop or self.step % self.config.save_every == 0:
+                    self.save()
+                    saved = self.step
+                if must_stop:
+                    log.warning("stopped at step %d; --resume goes on from there", self.step)
+                    return 128 + stop.signal
+        if saved != self.step:
+            self.save()
+        self._report_skipped()
+        self.accelerator.end_training()
+        return 0
+
+    def _train_step(self, batches: Iterator[Batch]) -> Tensor:
+        """One optimiser step; the loss of its micro-steps."""
+        factor = learning_rate_factor(
+            self.config.schedule, self.step, self.config.warmup_steps, self.config.steps
+        )
+        set_learning_rate(self.optimiser, self.config.learning_rate * factor)
+        total = torch.zeros((), device=self.accelerator.device)
+        for _ in range(self.config.accumulation):
+            batch = next(batches)
+            self._note_skipped(batch)
+            self.resume = batch.resume
+            with self.accelerator.accumulate(self.model):
+                loss = self.objective.loss(self.host, self.model, batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.config.max_grad_norm:
+                    self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), self.config.max_grad_norm
+                    )
+                self.optimiser.step()
+                self.optimiser.zero_grad()
+            total += loss.detach() / self.config.accumulation
+        self.step += 1
+        self.average.update(self.step)
+        return total
+
+    def _note_skipped(self, batch: Batch) -> None:
+        for name, reason in batch.skipped.items():
+            if name not in self.skipped:
+                self.skipped[name] = reason
+                log.warning("skipped %s: %s (%d in all)", name, reason, len(self.skipped))
+
+    def _write_figures(self, loss: Tensor, seconds_per_step: float, bar: Any) -> None:
+        """The mean loss of all processes since the last line.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        mean = float(cast("Tensor", self.accelerator.reduce(loss, "mean")))
+        if mean != mean or abs(mean) == float("inf"):
+            raise TrainingError(
+                f"step {self.step}: the loss is {mean}, the training has diverged. Resume from the "
+                "last checkpoint with a lower learning_rate or, with fp16, with bf16."
+            )
+        samples = self.config.batch_size * self.config.accumulation * self.stripe.num_processes
+        figures = {
+            "loss": mean,
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "samples_per_second": samples / max(seconds_per_step, 1e-9),
+            "skipped": len(self.skipped),
+        }
+        bar.set_postfix(loss=f"{mean:.4f}")
+        self.accelerator.log(figures, step=self.step)
+        if self.accelerator.is_main_process:
+            self._log.write(self.step, figures)
+
+    def _write_samples(self) -> None:
+        batch = next(self.data.batches(None, Stripe()))
+        count = min(_SHOWN_SAMPLES, len(batch.captions))
+        batch.reference_pixels = batch.reference_pixels[:count]
+        batch.captions, batch.sizes = batch.captions[:count], batch.sizes[:count]
+        texts = [caption.text for caption in self.data.some_captions(2)]
+        prompts = self.config.sample_prompts or [each for each in texts if SUBJECT in each]
+        how = Sampling(
+            self.config.sample_steps, self.config.guidance, self.config.resolution, self.config.seed
+        )
+        with self.average.in_place():
+            grid = sample_grid(
+                self.host,
+                self.model,
+                batch,
+                prompts,
+                self.encoder_config,
+                how,
+                self.accelerator.device,
+            )
+        if self.accelerator.is_main_process:
+            save_grid(grid, self.folder / "samples" / f"step-{self.step:08d}.png")
+            if self.accelerator.trackers:
+                tracker: Any = self.accelerator.get_tracker("tensorboard")
+                tracker.log_images({"samples": grid.numpy()[None]}, self.step, dataformats="NHWC")
+
+    def save(self) -> None:
+        """A checkpoint, and the encoder file that the nodes load."""
+        save_checkpoint(
+            self.accelerator,
+            self.checkpoints,
+            self.average,
+            self.step,
+            self.resume,
+            self.skipped,
+            self.config.keep,
+        )
+        with self.average.in_place():
+            # Views of the weights in place: to be written before those are exchanged again.
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                save_encoder(
+                    self._finished(cast("dict[str, Tensor]", weights)), self.folder / ENCODER_FILE
+                )
+
+    def _finished(self, weights: dict[str, Tensor]) -> Encoder:
+        """The encoder alone, in the file's precision; of the average where there is one."""
+        with torch.device("meta"):
+            encoder = Encoder(self.encoder_config, self.site_dims, name=ENCODER_FILE)
+        dtype = _FILE_DTYPES[self.config.save_precision]
+        plain = {
+            name.removeprefix("encoder."): each.detach().to("cpu", dtype)
+            for name, each in weights.items()
+        }
+        encoder.load_state_dict(plain, assign=True)
+        return encoder
+
+    def _report_skipped(self) -> None:
+        everywhere: list[dict[str, str]] = gather_object([self.skipped])
+        names = sorted({name for each in everywhere for name in each})
+        if names:
+            log.warning("%d unreadable files were skipped: %s", len(names), ", ".join(names))

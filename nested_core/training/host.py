@@ -1,0 +1,211 @@
+"""SD1.5 and SDXL through diffusers, the only file that imports it."""
+
+# diffusers and transformers are typed in part only; what leaves this file is typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from ..config import HiddenState, ImageEncoderConfig
+from ..shapes import Float
+from ..sites import AttentionSite
+from ..vision import patch_features
+from .captions import CaptionTokenizer
+from .errors import TrainingError
+from .loss import NoiseSchedule, Prediction
+from .processors import SUBJECTS_KEY, cross_attentions, install_processors
+from .protocol import Caption, PictureSize, TextConditions
+from .subjects import NestedSubjects
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
+# SDXL's VAE overflows in half precision; the others' are small beside the UNet.
+_VAE_DTYPE = torch.float32
+
+
+def load_host(base: str, image_encoder: str, base_config: str = "") -> DiffusersHost:
+    """The base model and the image encoder, on the CPU in float32.
+
+    Args:
+        base: a checkpoint file (`.safetensors`), a folder in diffusers' layout, or a model's name on
+            the hub.
+        image_encoder: a folder or a hub name of a CLIP vision model with projection.
+        base_config: for a checkpoint file on a machine without network, a folder with the
+            configurations of the same family's pipeline in diffusers' layout.
+
+    Raises:
+        TrainingError: they cannot be loaded, or are of another family.
+    """
+    try:
+        pipeline = _load_pipeline(base, base_config)
+        vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder)
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"Training: the base model '{base}' or the image encoder '{image_encoder}' cannot be "
+            f"loaded ({error}). Expected: a .safetensors checkpoint of SD1.5 or SDXL, a folder in "
+            "diffusers' layout or a hub name; and a folder or hub name of a CLIP vision model."
+        ) from error
+    return DiffusersHost(pipeline, vision)
+
+
+def _load_pipeline(base: str, base_config: str) -> Any:
+    if not Path(base).is_file():
+        return DiffusionPipeline.from_pretrained(base)
+    options = {"config": base_config, "local_files_only": True} if base_config else {}
+    # The two classes read each other's files without complaint, into a wrong model.
+    is_sdxl = _is_sdxl_file(base)
+    loader = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
+    extra = {} if is_sdxl else {"safety_checker": None}
+    return loader.from_single_file(base, **options, **extra)
+
+
+def _is_sdxl_file(path: str) -> bool:
+    from ..checkpoint.safetensors_file import read_header
+
+    return any(name.startswith("conditioner.") for name in read_header(path).tensors)
+
+
+class DiffusersHost:
+    """The `Host` of a Stable Diffusion or SDXL pipeline. The pipeline's modules are frozen."""
+
+    def __init__(self, pipeline: Any, vision: Any) -> None:
+        self.unet: Any = pipeline.unet
+        self.vae: Any = pipeline.vae
+        self.vision: Any = vision
+        self.text_encoders: list[Any] = _present(pipeline, "text_encoder", "text_encoder_2")
+        tokenizers = _present(pipeline, "tokenizer", "tokenizer_2")
+        self.base = "sdxl" if len(self.text_encoders) == 2 else "sd15"
+        self._tokenisers = [
+            CaptionTokenizer(tokenizer, encoder.config.max_position_embeddings)
+            for tokenizer, encoder in zip(tokenizers, self.text_encoders, strict=True)
+        ]
+        self._attentions = cross_attentions(self.unet)
+        install_processors(self.unet, self._attentions)
+        self.site_dims: Mapping[AttentionSite, int] = {
+            site: cast("int", attention.to_k.out_features)
+            for site, attention in self._attentions.items()
+        }
+        self.text_dim: int = self.unet.config.cross_attention_dim
+        self.schedule = read_schedule(pipeline.scheduler)
+        self.image_encoder = ImageEncoderConfig(
+            "clip_vision", vision.config.hidden_size, vision.config.image_size
+        )
+        for module in self.frozen_modules():
+            module.requires_grad_(False).eval()
+
+    def frozen_modules(self) -> Sequence[nn.Module]:
+        return [self.unet, self.vae, self.vision, *self.text_encoders]
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        for module in self.frozen_modules():
+            # Not the libraries' own `to`, which warns of parts to be kept in float32 (there are none).
+            nn.Module.to(module, device, _VAE_DTYPE if module is self.vae else dtype)
+
+    def save_memory(self) -> None:
+        self.unet.enable_gradient_checkpointing()
+
+    def projection_weights(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
+        attention = self._attentions[site]
+        return attention.to_k.weight, attention.to_v.weight
+
+    @torch.no_grad()
+    def encode_captions(
+        self, captions: Sequence[Caption], sizes: Sequence[PictureSize]
+    ) -> TextConditions:
+        """As the pipelines do: SD1.5 reads the last layer; SDXL both encoders' last but one."""
+        device = self.unet.device
+        contexts: list[Tensor] = []
+        pooled: list[Tensor] = []
+        positions: list[int] = []
+        for tokenise, encoder in zip(self._tokenisers, self.text_encoders, strict=True):
+            rows = [tokenise(caption) for caption in captions]
+            positions = [position for _, position in rows]
+            ids = torch.tensor([row for row, _ in rows], device=device)
+            outputs = encoder(ids, output_hidden_states=True)
+            is_sdxl = self.base == "sdxl"
+            contexts.append(outputs.hidden_states[-2] if is_sdxl else outputs.last_hidden_state)
+            pooled.append(outputs[0])
+        extras: dict[str, Tensor] = {}
+        if self.base == "sdxl":
+            extras = {"text_embeds": pooled[-1], "time_ids": _time_ids(sizes).to(contexts[0])}
+        context = torch.cat(contexts, dim=-1)
+        return TextConditions(context, torch.tensor(positions, device=device), extras)
+
+    @torch.no_grad()
+    def encode_pixels(
+        self, pixels: Tensor, generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "batch channels height width"]:
+        posterior = self.vae.encode(pixels.to(self.vae.device, _VAE_DTYPE)).latent_dist
+        mean, deviation = posterior.mean, posterior.std
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=each) for each in generators])
+        latents = mean + deviation * noise.to(mean)
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Float[Tensor, "batch 3 height width"]:
+        scaled = latents.to(_VAE_DTYPE) / self.vae.config.scaling_factor
+        decoded = self.vae.decode(scaled + (self.vae.config.shift_factor or 0.0)).sample
+        return decoded.clamp(-1, 1).float()
+
+    @torch.no_grad()
+    def patch_features(
+        self, pixels: Tensor, hidden_state: HiddenState
+    ) -> Float[Tensor, "batch patches hidden_size"]:
+        return patch_features(self.vision, pixels.to(self.vision.dtype), hidden_state)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        times: Tensor,
+        text: TextConditions,
+        subjects: NestedSubjects | None,
+    ) -> Float[Tensor, "batch channels height width"]:
+        return self.unet(
+            noisy.to(self.unet.dtype),
+            times,
+            encoder_hidden_states=text.context,
+            added_cond_kwargs=dict(text.extras),
+            cross_attention_kwargs={} if subjects is None else {SUBJECTS_KEY: subjects},
+        ).sample
+
+
+def _present(pipeline: Any, *names: str) -> list[Any]:
+    return [each for each in (getattr(pipeline, name, None) for name in names) if each is not None]
+
+
+def _time_ids(sizes: Sequence[PictureSize]) -> Tensor:
+    """SDXL's micro-conditioning (arXiv:2307.01952, section 2.2)."""
+    return torch.tensor(
+        [
+            (s.original_height, s.original_width, s.crop_top, s.crop_left, s.height, s.width)
+            for s in sizes
+        ],
+        dtype=torch.float32,
+    )
+
+
+def read_schedule(scheduler: Any) -> NoiseSchedule:
+    """How the base model was trained, from its scheduler's configuration.
+
+    Raises:
+        TrainingError: a prediction that this trainer does not know.
+    """
+    config = scheduler.config
+    if "FlowMatch" in type(scheduler).__name__:
+        return NoiseSchedule("flow")
+    prediction = _PREDICTIONS.get(config.prediction_type)
+    if prediction is None:
+        raise TrainingError(
+            f"Training: the base model's scheduler predicts '{config.prediction_type}', expected "
+            "epsilon, v_prediction or flow matching."
+        )
+    return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())

@@ -1,0 +1,215 @@
+"""Webdataset shards as an endless stream in a fixed order: data beyond one disk.
+
+A sample of a shard is `KEY.json` (`text` with `{subject}`, optionally `noun`), one picture `KEY.jpg`
+(or png, webp), optionally `KEY.reference.jpg`, `KEY.reference.1.jpg`, ... and `KEY.mask.png`.
+
+Each reader (one per process and worker) has shards of its own, in an order that seed and epoch
+decide, mixed by a buffer whose draws they decide too. To go on, a reader reads its current epoch
+again from the start, without decoding, up to where it was.
+"""
+
+# webdataset is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.gopen import gopen
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from .data import collate, let_the_trainer_stop_first, record_from
+from .errors import TrainingError
+from .examples import (
+    Example,
+    Preparation,
+    Record,
+    UnreadableError,
+    make_example,
+    seed_of,
+)
+from .protocol import Batch, Caption, Stripe
+
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+_MOST_ATTEMPTS = 100
+
+Sample = Mapping[str, Any]
+
+
+def expand_shards(spec: str) -> list[str]:
+    """The shards that `x/{000..099}.tar` (and lists of such, separated by `::`) stands for."""
+    shards = list(webdataset.shardlists.expand_urls(spec))
+    if not shards or not all(".tar" in shard for shard in shards):
+        raise TrainingError(
+            f"data is '{spec}': neither a folder nor shards. Expected a folder with metadata.jsonl, "
+            "or .tar files such as data/{000..099}.tar."
+        )
+    return shards
+
+
+@dataclass(frozen=True, eq=False)
+class ShardData:
+    """The `Data` of a list of shards."""
+
+    shards: Sequence[str]
+    preparation: Preparation
+    batch_size: int
+    seed: int = 0
+    workers: int = 0
+    shuffle_buffer: int = 1000
+
+    def batches(self, resume: Any, stripe: Stripe) -> Iterator[Batch]:
+        """This process's batches, its readers in turn.
+
+        Raises:
+            TrainingError: fewer shards than readers, or another number of readers than before.
+        """
+        readers = max(1, self.workers)
+        if len(self.shards) < readers * stripe.num_processes:
+            raise TrainingError(
+                f"{len(self.shards)} shards for {stripe.num_processes} processes with {readers} "
+                "readers each: every reader needs a shard. Use fewer workers or make more shards."
+            )
+        turn = 0 if resume is None else int(resume["turn"])
+        places: dict[str, Any] = {} if resume is None else dict(resume["readers"])
+        if resume is not None and resume["workers"] != self.workers:
+            raise TrainingError(
+                f"workers was {resume['workers']}, is {self.workers}: each reader has a place of its "
+                "own in the shards. Set workers back."
+            )
+        # The loader begins with its first worker: it takes the part of whoever is next.
+        loader = DataLoader(
+            _Readers(self, stripe, places, turn),
+            batch_size=None,
+            num_workers=self.workers,
+            worker_init_fn=let_the_trainer_stop_first,
+        )
+        for batch in loader:
+            turn += 1
+            places = {**places, **batch.resume}
+            batch.resume = {"turn": turn, "workers": self.workers, "readers": places}
+            yield batch
+
+    def some_captions(self, count: int) -> Sequence[Caption]:
+        captions: list[Caption] = []
+        for sample in _samples(self.shards):
+            record = _record(sample)
+            captions.append(Caption(record.text, record.noun or self.preparation.noun))
+            if len(captions) == count:
+                break
+        return captions
+
+
+class _Readers(IterableDataset[Batch]):
+    """Runs in each worker as that worker's reader."""
+
+    def __init__(
+        self, data: ShardData, stripe: Stripe, places: Mapping[str, Any], turn: int
+    ) -> None:
+        self.data, self.stripe, self.places, self.turn = data, stripe, places, turn
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        readers = 1 if worker is None else worker.num_workers
+        reader = (self.turn + (0 if worker is None else worker.id)) % readers
+        place = self.places.get(str(reader), {"epoch": 0, "taken": 0})
+        number = self.stripe.process * readers + reader
+        total = self.stripe.num_processes * readers
+        stream = _Stream(self.data, number, total, place["epoch"], place["taken"])
+        while True:
+            batch = collate([stream.next_example() for _ in range(self.data.batch_size)])
+            batch.resume = {str(reader): {"epoch": stream.epoch, "taken": stream.taken}}
+            yield batch
+
+
+class _Stream:
+    """One reader's samples, epoch after epoch; `taken` counts the current epoch's."""
+
+    def __init__(self, data: ShardData, number: int, total: int, epoch: int, taken: int) -> None:
+        self.data, self.number, self.total = data, number, total
+        self.epoch, self.taken = epoch, taken
+        self._samples = self._epoch_samples()
+        for _ in range(taken):
+            next(self._samples)
+
+    def next_example(self) -> tuple[Example, dict[str, str]]:
+        skipped: dict[str, str] = {}
+        for _ in range(_MOST_ATTEMPTS):
+            sample = self._next_sample()
+            seed = seed_of("shards", self.data.seed, self.number, self.epoch, self.taken)
+            try:
+                record = _record(sample)
+                example = make_example(
+                    record, lambda name, s=sample: s[name], self.data.preparation, seed
+                )
+                return example, skipped
+            except (UnreadableError, TrainingError) as error:
+                name = f"{sample['__url__']}/{sample['__key__']}"
+                skipped[name] = getattr(error, "reason", str(error))
+        raise TrainingError(
+            f"{_MOST_ATTEMPTS} samples in a row cannot be read: {list(skipped.items())[:3]}. Expected "
+            "KEY.json and KEY.jpg (png, webp) for each KEY."
+        )
+
+    def _next_sample(self) -> Sample:
+        for sample in self._samples:
+            self.taken += 1
+            return sample
+        if self.taken == 0:
+            raise TrainingError(
+                f"{self.data.shards[0]} and the others: a reader found no sample in its shards of "
+                "this epoch. Check that they can be read."
+            )
+        self.epoch, self.taken = self.epoch + 1, 0
+        self._samples = self._epoch_samples()
+        return self._next_sample()
+
+    def _epoch_samples(self) -> Iterator[Sample]:
+        order = list(self.data.shards)
+        random.Random(seed_of("shard order", self.data.seed, self.epoch)).shuffle(order)
+        buffer_seed = seed_of("buffer", self.data.seed, self.epoch, self.number)
+        size = max(1, self.data.shuffle_buffer)
+        mix: Any = webdataset.filters.shuffle(size, initial=size, rng=random.Random(buffer_seed))
+        return iter(mix(_samples(order[self.number :: self.total])))
+
+
+def _samples(shards: Sequence[str]) -> Iterator[Sample]:
+    """Samples as bytes by extension; a shard that cannot be read (on) is named and left."""
+    for shard in shards:
+        try:
+            with gopen(shard) as stream:
+                source = iter([{"url": shard, "stream": stream}])
+                files = tar_file_expander(source, handler=_leave_shard)
+                yield from group_by_keys(files, handler=_leave_shard)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            _leave_shard(error)
+
+
+def _leave_shard(error: Exception) -> bool:
+    logging.warning("A shard was left: %s", error)
+    return True
+
+
+def _record(sample: Sample) -> Record:
+    where = f"{sample['__url__']}, {sample['__key__']}"
+    picture = next((name for name in _PICTURES if name in sample), None)
+    if picture is None or "json" not in sample:
+        raise TrainingError(f"{where}: has {sorted(sample)}, expected json and a picture.")
+    try:
+        entry: Any = json.loads(sample["json"])
+    except ValueError as error:
+        raise TrainingError(f"{where}: its json is none ({error}).") from error
+    references = [n for n in sorted(sample) if n.startswith("reference.")]
+    mask = next((name for name in sample if name.startswith("mask.")), None)
+    if isinstance(entry, dict):
+        entry = {**cast("dict[str, Any]", entry), "reference": references, "mask": mask}
+    return record_from(where, entry, image=picture)

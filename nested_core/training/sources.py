@@ -1,0 +1,47 @@
+"""The data that the settings name: a folder, or shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import TrainingConfig
+from .data import FolderData, read_metadata
+from .examples import Preparation
+from .protocol import Data
+
+
+def open_data(config: TrainingConfig, reference_size: int) -> Data:
+    """The folder with `metadata.jsonl`, or where `data` is no folder, the shards that it lists.
+
+    Raises:
+        TrainingError: there is nothing of the kind.
+    """
+    preparation = Preparation(
+        resolution=config.resolution,
+        reference_size=reference_size,
+        noun=config.noun,
+        reference_crop=config.reference_crop,
+        drop_image=config.drop_image,
+        drop_text=config.drop_text,
+        drop_both=config.drop_both,
+    )
+    folder = Path(config.data)
+    if folder.is_dir():
+        return FolderData(
+            folder,
+            read_metadata(folder),
+            preparation,
+            config.batch_size,
+            config.seed,
+            config.workers,
+        )
+    from .shards import ShardData, expand_shards
+
+    return ShardData(
+        expand_shards(config.data),
+        preparation,
+        config.batch_size,
+        config.seed,
+        config.workers,
+        config.shuffle_buffer,
+    )
