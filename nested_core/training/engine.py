@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -154,12 +155,23 @@ class Trainer:
                     saved = self.step
                 if must_stop:
                     log.warning("stopped at step %d; --resume goes on from there", self.step)
+                    self._end()
                     return 128 + stop.signal
         if saved != self.step:
             self.save()
         self._report_skipped()
-        self.accelerator.end_training()
+        self._end()
         return 0
+
+    def _end(self) -> None:
+        """Takes the processes apart, in an order that lets each of them end."""
+        self.accelerator.wait_for_everyone()
+        # The distributed wrapper goes first. Were it the last owner of a gloo group, it would wait
+        # for the group's threads with Python's lock in hand, and they for the lock.
+        self.model = self.accelerator.unwrap_model(self.model)
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def _train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimiser step; the loss of its micro-steps."""
