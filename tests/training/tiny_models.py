@@ -37,7 +37,7 @@ _UNETS: dict[str, dict[str, Any]] = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": [1, 1, 2],
-        "attention_head_dim": [1, 1, 1],
+        "attention_head_dim": [2, 4, 4],  # heads of 16 channels, as in ComfyUI's tiny SDXL
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
