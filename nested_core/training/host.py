@@ -201,7 +201,7 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__:
-        return NoiseSchedule("flow")
+        return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
     prediction = _PREDICTIONS.get(config.prediction_type)
     if prediction is None:
         raise TrainingError(

@@ -36,10 +36,13 @@ class NoiseSchedule:
 
     Attributes:
         alphas_cumprod: alpha^2 per timestep of a diffusion model; None for flow matching.
+        shift: of the times of flow matching, above 1 towards noise; 1: evenly drawn.
+            (arXiv:2403.03206, section 5.3.2)
     """
 
     prediction: Prediction
     alphas_cumprod: Float[Tensor, " timesteps"] | None = None
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         assert (self.alphas_cumprod is None) == (self.prediction == "flow")
@@ -47,7 +50,7 @@ class NoiseSchedule:
     def times(self, uniform: Float[Tensor, " batch"]) -> Tensor:
         """Times from numbers in [0, 1): indices of the table, or t itself for flow matching."""
         if self.alphas_cumprod is None:
-            return uniform
+            return self.shift * uniform / (1.0 + (self.shift - 1.0) * uniform)
         return (uniform * len(self.alphas_cumprod)).long()
 
     def times_told(self, times: Tensor) -> Tensor:

@@ -138,3 +138,10 @@ def test_latents_are_drawn_by_row(host) -> None:
     assert torch.allclose(both[1:], encode(pixels[1:], [2]), atol=1e-5)
     assert not torch.allclose(both[1:], encode(pixels[1:], [3]), atol=1e-3)
     assert host.decode_latents(both).shape == (2, 3, 64, 64)
+
+
+def test_flow_matching_keeps_the_schedulers_shift() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    schedule = read_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert (schedule.prediction, schedule.shift) == ("flow", 3.0)

@@ -58,6 +58,11 @@ def test_times_cover_the_table() -> None:
     assert schedule("flow").times(torch.tensor([0.5])).tolist() == [0.5]
 
 
+def test_shifted_times_go_towards_noise_and_keep_both_ends() -> None:
+    times = NoiseSchedule("flow", shift=3.0).times(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    assert times.tolist() == pytest.approx([0.0, 0.5, 0.75, 1.0])
+
+
 @pytest.mark.parametrize("prediction", TABLES)
 def test_parts_undo_the_target(prediction) -> None:
     kind, x, n = schedule(prediction), random(3, 4, 2, 2), random(3, 4, 2, 2, seed=1)
