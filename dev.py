@@ -6,7 +6,9 @@
                                                  the smoke tests on the oldest supported ComfyUI
     python dev.py lint [--fix]                   ruff and pyright
     python dev.py bench [--host H] [NAME args]   a benchmark; without a name, the list of them
-    python dev.py exec [--host H] SCRIPT [args]  a script inside ComfyUI's environment
+    python dev.py exec [--host H] [--tools] SCRIPT [args]
+                                                 a script inside ComfyUI's environment; --tools: with
+                                                 the test tools, among them what training needs
 
 ComfyUI is the one in COMFYUI_PATH (its Python: COMFYUI_PYTHON), else the one whose custom_nodes
 folder this checkout sits in, else a private one, made once in your cache folder. `--host newest`
@@ -84,12 +86,17 @@ def demo(arguments: list[str]) -> int:
 
 def execute(arguments: list[str]) -> int:
     which, arguments = take_host_option(arguments)
+    with_tools = arguments[:1] == ["--tools"]
+    arguments = arguments[1:] if with_tools else arguments
     if not arguments:
-        raise DevError("exec: no script was named. python dev.py exec [--host H] SCRIPT [args]")
+        usage = "python dev.py exec [--host H] [--tools] SCRIPT [args]"
+        raise DevError(f"exec: no script was named. {usage}")
     script = Path(arguments[0])
     if not script.is_file():
         raise DevError(f"exec: {script.absolute()} is not a file.")
     host = resolve_host(which)
+    if with_tools:
+        host = with_test_tools(host, ROOT / "pyproject.toml")
     return run(host.command(script, *arguments[1:]), host.environment(ROOT))
 
 
