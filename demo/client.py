@@ -6,7 +6,6 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -68,11 +67,11 @@ class ComfyClient:
                 return await self._outputs(prompt_id)
         raise PromptError("the server closed the connection")
 
-    async def save_image(self, image: dict[str, str], path: Path) -> None:
-        """Downloads a picture that an output names."""
+    async def read_image(self, image: dict[str, str]) -> bytes:
+        """The file of a picture that an output names."""
         async with self._session.get(f"{self._url}/view", params=image) as response:
             response.raise_for_status()
-            path.write_bytes(await response.read())
+            return await response.read()
 
     async def _outputs(self, prompt_id: str) -> dict[str, Any]:
         # The server says that it is done a moment before it writes its history.

@@ -1,166 +1,184 @@
-"""The demo: a person and a dog from two pictures, drawn together, on a real ComfyUI server.
+"""The demo: subjects that nobody has seen, drawn into new pictures by a real ComfyUI server.
 
-`python dev.py demo` starts the server and this script. The models are tiny and their weights random,
-so the picture shows that the whole way works, not yet what it is for.
+A person (`<anna>`) and a dog (`<rex>`) of the tiny world are photographed once. The workflow
+tiny_world/workflow.json then draws each prompt with this pack, and without it: the same seed, the
+noun in the token's place. The world knows the one right answer to a prompt, so the pictures are
+measured against it, on the subjects and elsewhere (PSNR in dB, more is better).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
+import copy
+import io
+import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from client import ComfyClient, Prompt, PromptError
+from PIL import Image
+from tiny_world.files import ENCODER_FILE, WEIGHTS, MissingWeightsError, weights_file
+from tiny_world.prompts import PromptTextError, Request, draw_cast, psnr, read_prompt
+from tiny_world.sheet import Row, make_sheet, to_image
+from tiny_world.world import Picture
 
-HERE = Path(__file__).parent
-PROMPT = "a pencil drawing of <anna> with <rex> in a coffee shop"
-ENCODER_NAME = "demo.safetensors"
-
-# The cross-attention layers of the demo's tiny SDXL, with their widths.
-SITES = [("input", 3, 1), ("input", 5, 2), ("middle", 0, 2), ("output", 0, 2)]
-SITES += [("output", 1, 2), ("output", 2, 1), ("output", 3, 1)]
-SITE_WIDTH = 64
+WORKFLOW = Path(__file__).parent / "tiny_world" / "workflow.json"
+TITLE = "One photograph, one word: Nested Attention in the tiny world"
+PROMPTS = (
+    "a photo in the forest under a sun, at the left <anna>",
+    "a photo in the beach under a kite, at the right <rex>",
+    "a night in the city under a moon, at the right <anna>",
+    "a night in the desert, at the centre <rex>",
+    "a sketch in the beach under a sun, at the centre <anna>",
+    "a negative in the forest, at the left <rex>",
+    "a photo in the desert under a sun, at the left <anna>, at the right <rex>",
+    "a negative in the city under a kite, at the left <rex>, at the right <anna>",
+)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__)
-    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo.png"), help="default: %(default)s"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    base = Path(os.environ["NESTED_ATTENTION_BASE_DIRECTORY"])
-    prepare(base)
+    options = parse_arguments()
+    started = time.monotonic()
+    cast, photographs = draw_cast(options.seed)
     try:
-        asyncio.run(draw(options))
+        requests = [read_prompt(text, cast) for text in options.prompt or PROMPTS]
+        prepare(Path(os.environ["NESTED_ATTENTION_BASE_DIRECTORY"]), photographs)
+        rows = asyncio.run(draw_all(options.server, requests, options.seed))
+    except (MissingWeightsError, PromptTextError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
     except PromptError as error:
         print(f"demo: ComfyUI could not run the workflow: {error}", file=sys.stderr)
         return 1
+    figures = report(rows)
+    make_sheet(rows, photographs, TITLE).save(options.output)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    seconds = time.monotonic() - started
+    print(f"demo: done in {seconds:.1f} s; the picture is {options.output.absolute()}")
     return 0
 
 
-def prepare(base: Path) -> None:
-    """Puts the photographs and an encoder where the server looks for them."""
-    for photo in sorted((HERE / "photos").glob("*.jpg")):
-        (base / "input").mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo, base / "input")
-    folder = base / "models" / "nested_attention"
-    folder.mkdir(parents=True, exist_ok=True)
-    core = load_core(HERE.parent)
-    core.checkpoint.save_encoder(random_encoder(core), folder / ENCODER_NAME)
-
-
-def random_encoder(core: Any) -> Any:
-    """An encoder of the right shape for the demo's models, its weights from a seed."""
-    torch.manual_seed(0)
-    config = core.config.EncoderConfig(
-        noun="person",
-        base="tiny sdxl",
-        image_encoder=core.config.ImageEncoderConfig(hidden_size=24, image_size=32),
-        resampler=core.config.ResamplerConfig(24, 24, 2, 8, 2, 16, 48, 2),
-        value_norm=core.attention.ValueNorm("per_head", 2.0),
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python dev.py demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sites = {
-        core.sites.AttentionSite(block, number, index): SITE_WIDTH
-        for block, number, depth in SITES
-        for index in range(depth)
-    }
-    return core.encoder.Encoder(config, sites, name=ENCODER_NAME)
+    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="draw this instead of the demo's prompts; may be given several times, and must be "
+        f"one that the world has a right answer to, such as '{PROMPTS[0]}'",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the subjects and of the sampler")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo.png"), help="the picture; default: %(default)s"
+    )
+    parser.add_argument("--json", type=Path, help="also write the mean PSNRs to this file")
+    options = parser.parse_args()
+    for path in filter(None, (options.output, options.json)):
+        if not path.absolute().parent.is_dir():
+            parser.error(f"{path}: its folder does not exist; make it, or name another one.")
+    return options
 
 
-def load_core(root: Path) -> Any:
-    """`nested_core` by its folder: the repository's root on the path would hide ComfyUI's nodes."""
-    if "nested_core" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "nested_core", root / "nested_core" / "__init__.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["nested_core"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["nested_core"])
-    for name in ("attention", "checkpoint", "config", "encoder", "sites"):
-        importlib.import_module(f"nested_core.{name}")
-    return sys.modules["nested_core"]
+def prepare(base: Path, photographs: Mapping[str, Picture]) -> None:
+    """Puts the encoder and the photographs where the server looks for them."""
+    encoders, pictures = base / "models" / "nested_attention", base / "input"
+    for folder in (encoders, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    name = load_workflow()["encoder"]["inputs"]["encoder_name"]
+    shutil.copyfile(weights_file(WEIGHTS, ENCODER_FILE), encoders / name)
+    for token, photograph in photographs.items():
+        to_image(photograph).save(pictures / f"{token.strip('<>')}.png")
 
 
-def workflow(prompt: str, seed: int) -> Prompt:
-    """The graph: one checkpoint, two photographs, two words."""
+def load_workflow() -> Prompt:
+    return json.loads(WORKFLOW.read_text(encoding="utf-8"))
 
-    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": class_type, "inputs": inputs}
 
-    graph = {
-        "checkpoint": node("TinyModels_LoadCheckpoint", family="sdxl"),
-        "vision": node("TinyModels_LoadClipVision"),
-        "encoder": node("NestedAttention_LoadEncoder", encoder_name=ENCODER_NAME),
-        "apply": node("NestedAttention_Apply", model=["checkpoint", 0], clip=["checkpoint", 1]),
-        "positive": node("CLIPTextEncode", text=prompt, clip=["apply", 1]),
-        "negative": node("CLIPTextEncode", text="blurry", clip=["apply", 1]),
-        "latent": node("EmptyLatentImage", width=256, height=192, batch_size=1),
-        "sampler": node(
-            "KSampler",
-            model=["apply", 0],
-            positive=["positive", 0],
-            negative=["negative", 0],
-            latent_image=["latent", 0],
-            seed=seed,
-            steps=12,
-            cfg=4.0,
-            sampler_name="euler",
-            scheduler="normal",
-            denoise=1.0,
-        ),
-        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="nested_attention_demo"),
-    }
-    for index, (name, token, noun) in enumerate(
-        (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
-    ):
-        graph[f"{name} photo"] = node("LoadImage", image=f"{name}.jpg")
-        graph[f"{name} subject"] = node(
-            "NestedAttention_EncodeSubject",
-            encoder=["encoder", 0],
-            image=[f"{name} photo", 0],
-            clip_vision=["vision", 0],
-            crop="center",
-            combine="concatenate",
-        )
-        graph[f"{name} binding"] = node(
-            "NestedAttention_BindSubject",
-            subject=[f"{name} subject", 0],
-            token=token,
-            noun=noun,
-            strength=1.0,
-            token_weight=1.0,
-            start_percent=0.0,
-            end_percent=1.0,
-        )
-        graph["apply"]["inputs"][f"bindings.binding_{index}"] = [f"{name} binding", 0]
+def workflow_for(prompt: str, seed: int) -> Prompt:
+    """The workflow with another prompt and seed."""
+    graph = load_workflow()
+    graph["prompt"]["inputs"]["text"] = prompt
+    graph["sampler"]["inputs"]["seed"] = seed
     return graph
 
 
-async def draw(options: argparse.Namespace) -> None:
-    started = time.monotonic()
-    print(f"demo: drawing '{options.prompt}'")
-    async with ComfyClient(options.server) as client:
-        outputs = await client.run(workflow(options.prompt, options.seed), show_progress)
-        await client.save_image(outputs["save"]["images"][0], options.output)
-    print(
-        f"demo: done in {time.monotonic() - started:.1f} s; the picture is {options.output.absolute()}"
-    )
+def without_pack(graph: Prompt) -> Prompt:
+    """The same workflow without this pack's nodes, and with nouns in the tokens' places."""
+    plain = copy.deepcopy(graph)
+    for name, node in graph.items():
+        if node["class_type"] == "NestedAttention_BindSubject":
+            token, noun = node["inputs"]["token"], node["inputs"]["noun"]
+            text = plain["prompt"]["inputs"]["text"]
+            plain["prompt"]["inputs"]["text"] = text.replace(token, noun)
+        if node["class_type"].startswith("NestedAttention_"):
+            del plain[name]
+    bypassed = {("apply", 0): graph["apply"]["inputs"]["model"]}
+    bypassed["apply", 1] = graph["apply"]["inputs"]["clip"]
+    for node in plain.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = bypassed.get(tuple(value), value)
+    return plain
 
 
-def show_progress(node: str, step: int, steps: int) -> None:
-    print(f"demo: {node}: step {step} of {steps}")
+async def draw_all(server: str, requests: Iterable[Request], seed: int) -> list[Row]:
+    """Every prompt with and without the pack."""
+    rows: list[Row] = []
+    async with ComfyClient(server) as client:
+        for request in requests:
+            graph = workflow_for(request.text, seed)
+            without = await draw(client, without_pack(graph))
+            with_pack = await draw(client, graph)
+            figures = (psnr(each, request.right, request.mask) for each in (without, with_pack))
+            rows.append(Row(request, without, with_pack, *figures))
+            print(
+                f"demo: {rows[-1].psnr_without:5.1f} -> {rows[-1].psnr_with:5.1f} dB on the subject  "
+                f"{request.text}"
+            )
+    return rows
+
+
+async def draw(client: ComfyClient, graph: Prompt) -> Picture:
+    outputs = await client.run(graph)
+    data = await client.read_image(outputs["save"]["images"][0])
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"), np.float32) / 255.0
+
+
+def report(rows: list[Row]) -> dict[str, Any]:
+    """Prints and returns the mean PSNRs over the prompts, in dB."""
+    subject = {
+        "without": np.mean([row.psnr_without for row in rows]),
+        "with": np.mean([row.psnr_with for row in rows]),
+    }
+    background = {
+        "without": np.mean([off_subject(row.without, row.request) for row in rows]),
+        "with": np.mean([off_subject(row.with_pack, row.request) for row in rows]),
+    }
+    print("demo: mean PSNR in dB        without the pack   with the pack")
+    for name, found in (("on the subject", subject), ("off the subject", background)):
+        print(f"demo: {name:23}{found['without']:16.1f}{found['with']:16.1f}")
+    figures = {"subject_psnr": subject, "background_psnr": background}
+    return {
+        name: {key: round(float(value), 2) for key, value in each.items()}
+        for name, each in figures.items()
+    }
+
+
+def off_subject(picture: Picture, request: Request) -> float:
+    return psnr(picture, request.right, ~request.mask)
 
 
 if __name__ == "__main__":

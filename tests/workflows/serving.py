@@ -1,4 +1,4 @@
-"""What the server tests share: the demo's client, a running server in plain calls, stand-in models."""
+"""What the server tests share: the demo and its client, and a running server in plain calls."""
 
 from __future__ import annotations
 
@@ -25,19 +25,10 @@ def load_file(name: str, path: Path) -> ModuleType:
     return module
 
 
+sys.path.append(str(ROOT / "demo"))
 client_module = load_file("client", ROOT / "demo" / "client.py")
 demo = load_file("demo_run", ROOT / "demo" / "run.py")
 server_module = load_file("nested_attention_server", ROOT / "devtools" / "server.py")
-
-# What a fresh machine lacks, by what stands in for it here: same outputs, same order.
-STAND_INS = {
-    "CheckpointLoaderSimple": {
-        "class_type": "TinyModels_LoadCheckpoint",
-        "inputs": {"family": "sdxl"},
-    },
-    "CLIPVisionLoader": {"class_type": "TinyModels_LoadClipVision", "inputs": {}},
-    "ControlNetLoader": {"class_type": "TinyModels_LoadControlNet", "inputs": {"family": "sdxl"}},
-}
 
 
 class Server:
@@ -58,12 +49,3 @@ class Server:
 
     def run(self, prompt: dict[str, Any]) -> Any:
         return self._ask(lambda client: client.run(prompt))
-
-
-def with_tiny_models(prompt: dict[str, Any]) -> dict[str, Any]:
-    """An API prompt of an example whose checkpoints are the demo's and whose picture is small."""
-    prompt = {node: STAND_INS.get(entry["class_type"], entry) for node, entry in prompt.items()}
-    for entry in prompt.values():
-        small = {"KSampler": {"steps": 2}, "EmptyLatentImage": {"width": 128, "height": 96}}
-        entry["inputs"] = {**entry["inputs"], **small.get(entry["class_type"], {})}
-    return prompt

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from graph_to_api import api_prompt
-from serving import ROOT, client_module, demo, with_tiny_models
+from serving import ROOT, client_module
+from stand_ins import ENCODER_NAME, two_subjects, with_tiny_models
 
 pytestmark = pytest.mark.server
 
@@ -126,12 +127,6 @@ def test_a_saved_subject_can_be_chosen_at_once_and_draws_the_same_picture(server
     assert _pictures(_run_example(server, "reuse_subject"))
 
 
-def _demo_prompt():
-    prompt = demo.workflow("a photo of <anna>", seed=1)
-    prompt["sampler"]["inputs"]["steps"] = 1
-    return prompt
-
-
 @pytest.mark.parametrize(
     "node, inputs, message",
     [
@@ -144,28 +139,28 @@ def _demo_prompt():
     ],
 )
 def test_a_mistake_is_explained_on_the_node(server, node, inputs, message):
-    prompt = _demo_prompt()
+    prompt = two_subjects()
     prompt[node]["inputs"].update(inputs)
     with pytest.raises(client_module.PromptError, match=message):
         server.run(prompt)
 
 
 def test_a_replaced_encoder_file_is_read_again(server):
-    prompt = _demo_prompt()
+    prompt = two_subjects()
     server.run(prompt)
     folder = server.base / "models" / "nested_attention"
-    good = (folder / "demo.safetensors").read_bytes()
+    good = (folder / ENCODER_NAME).read_bytes()
     try:
-        Path(folder / "demo.safetensors").write_bytes(b"not an encoder")
-        with pytest.raises(client_module.PromptError, match=r"demo\.safetensors"):
+        Path(folder / ENCODER_NAME).write_bytes(b"not an encoder")
+        with pytest.raises(client_module.PromptError, match=ENCODER_NAME):
             server.run(prompt)
     finally:
-        Path(folder / "demo.safetensors").write_bytes(good)
+        Path(folder / ENCODER_NAME).write_bytes(good)
     assert _pictures(server.run(prompt))
 
 
 def test_a_missing_binding_is_refused_before_anything_runs(server):
-    prompt = _demo_prompt()
+    prompt = two_subjects()
     for key in ("bindings.binding_0", "bindings.binding_1"):
         del prompt["apply"]["inputs"][key]
     with pytest.raises(client_module.PromptError, match="binding_0"):

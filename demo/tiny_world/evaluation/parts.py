@@ -1,0 +1,70 @@
+"""Pictures on disk, in parts that are complete or not there, so that an evaluation can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .. import world
+from ..sheet import to_image
+
+PART = 16  # identities
+
+
+class Parts:
+    """All pictures of one method, under settings that decide every pixel.
+
+    A part is a sheet in 8 bits: a row for each identity, a column for each style.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, object]) -> None:
+        text = json.dumps(settings, sort_keys=True, indent=2)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._settings = text + "\n"
+        self.folder = folder / "pictures" / f"{name}-{key}"
+
+    def missing(self, identities: int) -> list[range]:
+        """The parts that nobody has drawn yet."""
+        return [part for part in _parts(identities) if not self._file(part).exists()]
+
+    def write(self, part: range, pictures: NDArray[np.float32]) -> None:
+        """One part, `[identities, styles, 32, 32, 3]`; it is there whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.json").write_text(self._settings, encoding="utf-8")
+        rows = [np.concatenate(list(each), axis=1) for each in pictures]
+        unfinished = self._file(part).with_suffix(".unfinished")
+        to_image(np.concatenate(rows)).save(unfinished, format="PNG")
+        os.replace(unfinished, self._file(part))
+
+    def read(self, identities: int) -> NDArray[np.float32]:
+        """All of them, `[identities, styles, 32, 32, 3]` in [0, 1]."""
+        return np.concatenate([self._read(part) for part in _parts(identities)])
+
+    def _read(self, part: range) -> NDArray[np.float32]:
+        size, styles = world.SIZE, len(world.STYLES)
+        with Image.open(self._file(part)) as image:
+            sheet = np.asarray(image, np.float32) / 255.0
+        return sheet.reshape(len(part), size, styles, size, 3).swapaxes(1, 2)
+
+    def _file(self, part: range) -> Path:
+        return self.folder / f"{part.start:04}-{part.stop - 1:04}.png"
+
+
+def _parts(identities: int) -> Iterator[range]:
+    for start in range(0, identities, PART):
+        yield range(start, min(start + PART, identities))
+
+
+def file_hash(*files: Path) -> str:
+    """Of the bytes of these files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

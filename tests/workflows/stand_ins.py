@@ -1,0 +1,130 @@
+"""What a fresh machine lacks, on models of random weights: pictures, an encoder, and a workflow."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nested_core.attention import ValueNorm
+from nested_core.checkpoint import save_encoder
+from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
+from nested_core.encoder import Encoder
+from nested_core.sites import AttentionSite
+
+Prompt = dict[str, dict[str, Any]]
+
+# What stands in for loaders of files that nobody has here: same outputs, same order.
+LOADERS = {
+    "CheckpointLoaderSimple": {
+        "class_type": "TinyModels_LoadCheckpoint",
+        "inputs": {"family": "sdxl"},
+    },
+    "CLIPVisionLoader": {"class_type": "TinyModels_LoadClipVision", "inputs": {}},
+    "ControlNetLoader": {"class_type": "TinyModels_LoadControlNet", "inputs": {"family": "sdxl"}},
+}
+ENCODER_NAME = "random.safetensors"
+
+_EXAMPLE_ENCODERS = ("person_sdxl.safetensors", "pet_sdxl.safetensors")
+_SUBJECTS = (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
+# The cross-attention layers of the tiny SDXL, with their widths.
+_SITES = [("input", 3, 1), ("input", 5, 2), ("middle", 0, 2), ("output", 0, 2)]
+_SITES += [("output", 1, 2), ("output", 2, 1), ("output", 3, 1)]
+_SITE_WIDTH = 64
+
+
+def prepare(base: Path) -> None:
+    """Puts the pictures and encoders that examples and tests name where the server looks."""
+    pictures, encoders = base / "input", base / "models" / "nested_attention"
+    for folder in (pictures, encoders):
+        folder.mkdir(parents=True, exist_ok=True)
+    for seed, (name, _, _) in enumerate(_SUBJECTS):
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).resize((256, 256)).save(pictures / f"{name}.jpg")
+    _save_random_encoder(encoders / ENCODER_NAME)
+    for name in _EXAMPLE_ENCODERS:
+        shutil.copy(encoders / ENCODER_NAME, encoders / name)
+
+
+def _save_random_encoder(path: Path) -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        noun="person",
+        base="tiny sdxl",
+        image_encoder=ImageEncoderConfig(hidden_size=24, image_size=32),
+        resampler=ResamplerConfig(24, 24, 2, 8, 2, 16, 48, 2),
+        value_norm=ValueNorm("per_head", 2.0),
+    )
+    dims = {
+        AttentionSite(block, number, index): _SITE_WIDTH
+        for block, number, depth in _SITES
+        for index in range(depth)
+    }
+    save_encoder(Encoder(config, dims, name=path.name), path)
+
+
+def with_tiny_models(prompt: Prompt) -> Prompt:
+    """An API prompt of an example whose checkpoints are tiny and whose picture is small."""
+    prompt = {node: LOADERS.get(entry["class_type"], entry) for node, entry in prompt.items()}
+    for entry in prompt.values():
+        small = {"KSampler": {"steps": 2}, "EmptyLatentImage": {"width": 128, "height": 96}}
+        entry["inputs"] = {**entry["inputs"], **small.get(entry["class_type"], {})}
+    return prompt
+
+
+def two_subjects() -> Prompt:
+    """One checkpoint, two photographs, two words, one step."""
+
+    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": class_type, "inputs": inputs}
+
+    graph = {
+        "checkpoint": node("TinyModels_LoadCheckpoint", family="sdxl"),
+        "vision": node("TinyModels_LoadClipVision"),
+        "encoder": node("NestedAttention_LoadEncoder", encoder_name=ENCODER_NAME),
+        "apply": node("NestedAttention_Apply", model=["checkpoint", 0], clip=["checkpoint", 1]),
+        "positive": node("CLIPTextEncode", text="a photo of <anna>", clip=["apply", 1]),
+        "negative": node("CLIPTextEncode", text="blurry", clip=["apply", 1]),
+        "latent": node("EmptyLatentImage", width=256, height=192, batch_size=1),
+        "sampler": node(
+            "KSampler",
+            model=["apply", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=1,
+            steps=1,
+            cfg=4.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="two_subjects"),
+    }
+    for index, (name, token, noun) in enumerate(_SUBJECTS):
+        graph[f"{name} photo"] = node("LoadImage", image=f"{name}.jpg")
+        graph[f"{name} subject"] = node(
+            "NestedAttention_EncodeSubject",
+            encoder=["encoder", 0],
+            image=[f"{name} photo", 0],
+            clip_vision=["vision", 0],
+            crop="center",
+            combine="concatenate",
+        )
+        graph[f"{name} binding"] = node(
+            "NestedAttention_BindSubject",
+            subject=[f"{name} subject", 0],
+            token=token,
+            noun=noun,
+            strength=1.0,
+            token_weight=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+        )
+        graph["apply"]["inputs"][f"bindings.binding_{index}"] = [f"{name} binding", 0]
+    return graph
