@@ -15,18 +15,17 @@ from nested_core.training.protocol import Caption
 from . import models, world
 from .data import random_cast
 from .host import BaseModel
-
-_UNSEEN = 1_000_000  # seeds from here on are never trained on
+from .prompts import UNSEEN, psnr
 
 
 @torch.no_grad()
 def hearing(model: BaseModel, count: int = 64, style: str = "photo") -> dict[str, float]:
     """PSNR in dB on and off the subject, with no part named and with all of them."""
-    draws = np.random.default_rng(_UNSEEN)
+    draws = np.random.default_rng(UNSEEN)
     casts = [random_cast(draws, 1) for _ in range(count)]
     scenes = [world.random_scene(draws, style) for _ in casts]
-    right = torch.tensor(np.stack([world.draw(*each) for each in zip(casts, scenes, strict=True)]))
-    masks = torch.tensor(np.stack([world.subject_mask(cast[0]) for cast in casts]))
+    right = np.stack([world.draw(*each) for each in zip(casts, scenes, strict=True)])
+    masks = np.stack([world.subject_mask(cast[0]) for cast in casts])
     found: dict[str, float] = {}
     for name, named in (("none", False), ("all", True)):
         captions = [
@@ -35,9 +34,9 @@ def hearing(model: BaseModel, count: int = 64, style: str = "photo") -> dict[str
             )
             for cast, scene in zip(casts, scenes, strict=True)
         ]
-        error = (_believed(model, captions) - right).square().mean(-1)
-        found[f"subject_{name}"] = psnr(error[masks].mean())
-        found[f"background_{name}"] = psnr(error[~masks].mean())
+        believed = _believed(model, captions).numpy()
+        found[f"subject_{name}"] = psnr(believed, right, masks)
+        found[f"background_{name}"] = psnr(believed, right, ~masks)
     return found
 
 
@@ -53,8 +52,3 @@ def _believed(model: BaseModel, captions: list[str]) -> Tensor:
     prediction = model(noise, torch.full((len(captions),), 1000.0, device=device), rows)
     pixels = functional.pixel_shuffle(noise - prediction, models.BLOCK).movedim(1, -1)
     return ((pixels + 1.0) / 2.0).clamp(0.0, 1.0).cpu()
-
-
-def psnr(mean_squared_error: Tensor) -> float:
-    """In dB, of values in [0, 1]."""
-    return float(-10.0 * torch.log10(mean_squared_error.clamp_min(1e-10)))

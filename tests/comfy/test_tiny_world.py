@@ -248,7 +248,7 @@ def test_the_gate_measures_on_and_off_the_subject(monkeypatch) -> None:
         return right if named else right + 0.1 * believed["masks"][..., None]
 
     believed: dict[str, torch.Tensor] = {}
-    generator = np.random.default_rng(gate._UNSEEN)
+    generator = np.random.default_rng(gate.UNSEEN)
     casts = [data.random_cast(generator, 1) for _ in range(8)]
     scenes = [world.random_scene(generator, "photo") for _ in casts]
     pictures = [world.draw(*each) for each in zip(casts, scenes, strict=True)]

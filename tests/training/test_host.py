@@ -11,7 +11,7 @@ from tiny_models import TEXT_WIDTH, tiny_image_encoder, tiny_pipeline, tiny_unet
 from nested_core.attention import ValueNorm
 from nested_core.errors import HostError
 from nested_core.sites import describe_sites
-from nested_core.training.host import DiffusersHost
+from nested_core.training.host import DiffusersHost, read_schedule
 from nested_core.training.processors import CrossAttentionProcessor, cross_attentions
 from nested_core.training.protocol import Caption, PictureSize
 from nested_core.training.subjects import NestedSubjects
