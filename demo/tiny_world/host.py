@@ -102,13 +102,22 @@ class BaseModel(nn.Module):
         return self.unet(noisy, times, context=context, transformer_options=options)
 
     def rows(self, captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
-        """Captions as rows of the kept vocabulary `[batch, 77]`, and where their nouns end."""
+        """Captions as rows of the kept vocabulary `[batch, 77]`, and where their nouns end.
+
+        Raises:
+            ValueError: a caption has a word that the world does not know.
+        """
         ids, positions = zip(*map(self.tokenise, captions), strict=True)
-        device = self.token_ids.device
-        rows = torch.searchsorted(
-            self.token_ids, torch.tensor(ids, dtype=torch.int32, device=device)
-        )
-        return rows, torch.tensor(positions, device=device)
+        known = self.token_ids
+        wanted = torch.tensor(ids, dtype=torch.int32, device=known.device)
+        rows = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        strange = (known[rows] != wanted).any(dim=1).nonzero().flatten().tolist()
+        if strange:
+            raise ValueError(
+                f"caption {captions[strange[0]].plain!r}: has a word that the tiny world does not know. "
+                "Its words are those of `world.caption`."
+            )
+        return rows, torch.tensor(positions, device=known.device)
 
     def attentions(self) -> dict[AttentionSite, Any]:
         """The cross-attention layers under ComfyUI's numbers."""

@@ -115,6 +115,12 @@ def test_the_world_grows() -> None:
     assert any(each.count(" at the ") == 3 for each in late)
 
 
+@pytest.mark.parametrize("word", ["zebra", "aardvark", "coffee"])
+def test_a_word_that_the_world_does_not_know_is_an_error(word) -> None:
+    with pytest.raises(ValueError, match=f"a {word}.*does not know"):
+        BaseModel().rows([Caption("a photo", ""), Caption(f"a {word}", "")])
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_unet_sees_the_text_or_its_things_alone(alone) -> None:
     model = BaseModel()
