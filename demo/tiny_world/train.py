@@ -52,7 +52,7 @@ PRESETS = {
     "cpu": Preset(
         VisionTraining(steps=1000),
         BaseTraining(steps=5000),
-        {"steps": 3000, "batch_size": 8},
+        {"steps": 6000, "batch_size": 8},
         processes=2,
     ),
     "gpu": Preset(
