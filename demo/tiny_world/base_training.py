@@ -2,10 +2,11 @@
 
 A base model must have a language for appearance before a subject can speak it: nested attention
 puts values into a word's place, and values can only say what the base has learned to hear. So its
-captions name a random part of every subject's colours, from none to all. Four things make it listen
+captions name a random part of every subject's colours, from none to all. Five things make it listen
 within minutes: the loss weighs the subjects' pixels more, times are drawn towards noise (at less
-noise the colours are seen, no words needed), parts are several cells large, and the world begins
-small and grows (`data.py`).
+noise the colours are seen, no words needed), parts are several cells large, the world begins small
+and grows, and subjects are called by one colour (`data.py`) while the UNet often sees the things'
+tokens alone (`things_alone` below).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from nested_core.training.ema import MovingAverage
-from nested_core.training.loss import NoiseSchedule, noise_prediction_loss, region_weights
+from nested_core.training.loss import noise_prediction_loss, region_weights
 from nested_core.training.optimisers import learning_rate_factor, set_learning_rate
 from nested_core.training.protocol import Caption
 from nested_core.training.records import FigureLog
@@ -32,10 +33,10 @@ from nested_core.training.stopping import StopRequest
 from . import models
 from .data import BaseExamples, base_examples
 from .gate import hearing
-from .host import BaseModel
+from .host import BaseModel, TinyWorldHost
 
 log = logging.getLogger(__name__)
-SCHEDULE = NoiseSchedule("flow", shift=models.TIME_SHIFT)
+SCHEDULE = TinyWorldHost.schedule
 
 
 @dataclass(frozen=True)

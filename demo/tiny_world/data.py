@@ -147,21 +147,13 @@ class SubjectData:
         return (
             world.draw([subject], scene),
             world.subject_mask(subject),
-            reference_picture(draws, subject.identity)[0],
+            world.reference_picture(draws, subject.identity)[0],
             Caption(SUBJECT if drops_text else text, subject.identity.kind),
             bool(drops_image),
         )
 
 
 _WHOLE = PictureSize(world.SIZE, world.SIZE, 0, 0, world.SIZE, world.SIZE)
-
-
-def reference_picture(
-    draws: np.random.Generator, identity: world.Identity
-) -> tuple[world.Picture, world.Placed]:
-    """A photograph of somebody, somewhere; and where in it the subject is."""
-    subject = world.Placed(identity, str(draws.choice(tuple(world.PLACES))))
-    return world.draw([subject], world.random_scene(draws, "photo")), subject
 
 
 def _pixels(pictures: Sequence[world.Picture]) -> Tensor:

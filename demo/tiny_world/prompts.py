@@ -43,11 +43,7 @@ def draw_cast(seed: int) -> tuple[Cast, Mapping[str, world.Picture]]:
     draws = np.random.default_rng([UNSEEN, seed])
     cast = {token: world.random_identity(draws, kind) for token, kind in TOKENS.items()}
     photographs = {
-        token: world.draw(
-            [world.Placed(identity, str(draws.choice(tuple(world.PLACES))))],
-            world.random_scene(draws, "photo"),
-        )
-        for token, identity in cast.items()
+        token: world.reference_picture(draws, identity)[0] for token, identity in cast.items()
     }
     return cast, photographs
 

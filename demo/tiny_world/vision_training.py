@@ -22,7 +22,6 @@ from nested_core.preprocess import clip_pixels
 from nested_core.training.optimisers import learning_rate_factor, set_learning_rate
 
 from . import models, world
-from .data import reference_picture
 from .host import vision_model
 
 log = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def examples(seed: int, first: int, count: int) -> Examples:
     pictures, kinds, colours, parts = [], [], [], []
     for index in range(first, first + count):
         draws = np.random.default_rng([seed, 2, index])
-        picture, subject = reference_picture(draws, world.random_identity(draws))
+        picture, subject = world.reference_picture(draws, world.random_identity(draws))
         kind = world.KINDS.index(subject.identity.kind)
         pictures.append(picture)
         kinds.append(kind)

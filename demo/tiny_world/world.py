@@ -183,6 +183,12 @@ def draw(subjects: Sequence[Placed], scene: Scene) -> Picture:
     return _STYLES[scene.style](picture).astype(np.float32)
 
 
+def reference_picture(draws: np.random.Generator, identity: Identity) -> tuple[Picture, Placed]:
+    """A photograph of somebody, somewhere; and where in it the subject is."""
+    subject = Placed(identity, str(draws.choice(tuple(PLACES))))
+    return draw([subject], random_scene(draws, "photo")), subject
+
+
 def subject_mask(subject: Placed) -> NDArray[np.bool_]:
     """Where the subject is, `[32, 32]`."""
     mask = np.zeros((SIZE, SIZE), dtype=bool)

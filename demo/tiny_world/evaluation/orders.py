@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import world
-from ..data import reference_picture
 from ..prompts import UNSEEN
 
 # What a stream of random numbers is for: its third word, after UNSEEN and the evaluation's seed.
@@ -72,7 +71,7 @@ def sitter(seed: int, index: int) -> Sitter:
     """Everything about it follows from the two numbers; training uses no stream like these."""
     draws = np.random.default_rng([UNSEEN, seed, _SITTERS, index])
     identity = world.random_identity(draws)
-    photograph, _ = reference_picture(draws, identity)
+    photograph, _ = world.reference_picture(draws, identity)
     orders = tuple(
         Order(
             world.Placed(identity, str(draws.choice(tuple(world.PLACES)))),
