@@ -30,15 +30,21 @@ class Ablation:
     decoupled: bool = False
 
 
+def _with_norm(scale: float) -> Ablation:
+    norm = {"value_norm": "per_head", "value_norm_scale": scale}
+    return Ablation({**_SETTINGS, "num_queries": 16, **norm})
+
+
+_SETTINGS: Mapping[str, object] = {"value_norm": "none"}
 ABLATIONS: Mapping[str, Ablation] = {
-    "one_token": Ablation({"num_queries": 1}),
-    "decoupled": Ablation({"num_queries": 16, "value_norm": "none"}, decoupled=True),
-    "nested_4": Ablation({"num_queries": 4}),
-    "nested_16": Ablation({"num_queries": 16}),
-    "nested_64": Ablation({"num_queries": 64}),
-    "nested_16_no_norm": Ablation({"num_queries": 16, "value_norm": "none"}),
-    "nested_16_scale_1": Ablation({"num_queries": 16, "value_norm_scale": 1.0}),
-    "nested_16_scale_4": Ablation({"num_queries": 16, "value_norm_scale": 4.0}),
+    "one_token": Ablation({**_SETTINGS, "num_queries": 1}),
+    "decoupled": Ablation({**_SETTINGS, "num_queries": 16}, decoupled=True),
+    "nested_4": Ablation({**_SETTINGS, "num_queries": 4}),
+    "nested_16": Ablation({**_SETTINGS, "num_queries": 16}),
+    "nested_64": Ablation({**_SETTINGS, "num_queries": 64}),
+    "nested_16_scale_1": _with_norm(1.0),
+    "nested_16_scale_2": _with_norm(2.0),
+    "nested_16_scale_4": _with_norm(4.0),
 }
 
 

@@ -124,8 +124,8 @@ _OF_ENCODERS: tuple[Method, ...] = (
             "nested_4",
             "nested_16",
             "nested_64",
-            "nested_16_no_norm",
             "nested_16_scale_1",
+            "nested_16_scale_2",
             "nested_16_scale_4",
         )
     ),
