@@ -31,7 +31,7 @@ from torch.nn import functional
 from .shapes import Float, Int
 
 ValueNormMode = Literal["per_head", "all_heads", "none"]
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionFunction = Callable[..., Tensor]  # of query, key, value and, where there is one, a bias
 
 # A value of length zero has no direction to keep; divided by this, it stays zero.
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -71,6 +71,7 @@ def nested_values(
     nested_key: Float[Tensor, "batch heads subject_tokens head_dim"],
     nested_value: Float[Tensor, "batch heads subject_tokens head_dim"],
     attention: AttentionFunction = functional.scaled_dot_product_attention,
+    log_weights: Float[Tensor, " subject_tokens"] | None = None,
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """v*(q): the subject's value as each pixel sees it.
 
@@ -78,9 +79,13 @@ def nested_values(
     its own: an eye reads the eye. The query is the layer's own; nothing projects it a second time.
 
     Args:
-        attention: computes `softmax(q k^T / sqrt(head_dim)) v`; a host passes its own backend.
+        attention: computes `softmax(q k^T / sqrt(head_dim)) v`; a host passes its own backend. A
+            fourth argument `[1, 1, 1, subject_tokens]` is added to the logits.
+        log_weights: added to the logits of each subject token: weighted photographs.
     """
-    return attention(query, nested_key, nested_value)
+    if log_weights is None:
+        return attention(query, nested_key, nested_value)
+    return attention(query, nested_key, nested_value, log_weights.to(query)[None, None, None])
 
 
 def normalise_values(
@@ -109,7 +114,9 @@ class BoundToken:
         values: v*(q) of the subject, before the value norm.
         strength: w, 0 the text token's own value, 1 as trained.
         token_weight: t > 0, multiplies the token's share of attention before the softmax.
-        region: m(q) in [0, 1], where the subject may act; None is everywhere.
+        region: where the subject may act, in [0, 1]; None is everywhere.
+        presence: how much it acts now, in [0, 1]. m(q) is region times presence.
+        share: whose each pixel is (`competition.py`); None for a token that does not compete.
     """
 
     position: Int[Tensor, " batch"]
@@ -118,6 +125,8 @@ class BoundToken:
     strength: float = 1.0
     token_weight: float = 1.0
     region: Float[Tensor, "batch 1 pixels 1"] | None = None
+    presence: float = 1.0
+    share: Float[Tensor, "batch 1 pixels 1"] | None = None
 
 
 def replacement_delta(
@@ -125,26 +134,44 @@ def replacement_delta(
     text_key: Float[Tensor, "batch heads text_tokens head_dim"],
     text_value: Float[Tensor, "batch heads text_tokens head_dim"],
     bound_tokens: Sequence[BoundToken],
+    seen: Float[Tensor, "batch bound_tokens pixels"] | None = None,
+    separation: float = 0.0,
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """What replacing the bound tokens' values, and weighting those tokens, adds to the layer's output.
 
     Computed in float32: half precision loses the attention to one token among many.
+
+    Args:
+        seen: filled, where given, with A_s(q): how much each pixel attends to each bound token,
+            before any token weight, as the mean over heads.
+        separation: in [0, 1], how far the tokens that compete offer the value of the subject that
+            owns the pixel instead of their own's. 0: u_s stays as above.
     """
     key, value = text_key.float(), text_value.float()
     pieces = [
-        _delta_of_pixels(query[:, :, pixels].float(), key, value, bound_tokens, pixels)
+        _delta_of_pixels(
+            query[:, :, pixels].float(), key, value, bound_tokens, pixels, seen, separation
+        )
         for pixels in _pixel_slices(query, key)
     ]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
 def _delta_of_pixels(
-    query: Tensor, key: Tensor, value: Tensor, bound_tokens: Sequence[BoundToken], pixels: slice
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bound_tokens: Sequence[BoundToken],
+    pixels: slice,
+    seen: Tensor | None,
+    separation: float,
 ) -> Tensor:
     attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
     text_values = [_rows_at(value, token.position) for token in bound_tokens]
     columns = [_columns_at(attention, token.position) for token in bound_tokens]
     gains = [_gain(token, pixels) for token in bound_tokens]
+    if seen is not None:
+        seen[:, :, pixels] = torch.stack([each.mean(dim=(1, 3)) for each in columns], dim=1)
 
     # A' follows from A alone: weighting a logit by log g multiplies its share by g, and all
     # shares are divided by what they now sum to.
@@ -157,11 +184,54 @@ def _delta_of_pixels(
         weighted = sum((s * v for s, v in zip(surplus, text_values, strict=True)), start=plain)
         delta = weighted / total - plain
 
-    for token, column, gain, text in zip(bound_tokens, columns, gains, text_values, strict=True):
-        star = normalise_values(token.values[:, :, pixels].float(), text, token.value_norm)
-        blend = token.strength * _region(token, pixels)
-        delta = delta + (column * gain / total) * blend * (star - text)
+    attended = [column * gain / total for column, gain in zip(columns, gains, strict=True)]
+    for token, column, text in zip(bound_tokens, attended, text_values, strict=True):
+        own = 1.0 if token.share is None else 1.0 - separation
+        delta = delta + own * column * _moved_values(token, text, pixels)
+    if separation > 0.0:
+        delta = delta + separation * _delta_of_owners(bound_tokens, attended, text_values, pixels)
     return delta
+
+
+def _delta_of_owners(
+    bound_tokens: Sequence[BoundToken],
+    attended: Sequence[Tensor],
+    text_values: Sequence[Tensor],
+    pixels: slice,
+) -> Tensor | float:
+    """The delta if all competing tokens offered the value of the pixel's owner.
+
+    A token s would offer V[s] + sum_t share_t w m_t (v*_t - V[s]); summed over all s the terms
+    gather around the attention to all of them, C = sum_s A_s, and T = sum_s A_s V[s].
+    """
+    each = zip(bound_tokens, attended, text_values, strict=True)
+    competing = [every for every in each if every[0].share is not None]
+    attention = sum(column for _, column, _ in competing)
+    text = sum(column * text for _, column, text in competing)
+    delta: Tensor | float = 0.0
+    for token, _, own_text in competing:
+        assert token.share is not None
+        share = token.share[:, :, pixels].float() * token.strength * _region(token, pixels)
+        delta = delta + share * (attention * _star(token, own_text, pixels) - text)
+    return delta
+
+
+def blended_values(
+    token: BoundToken, text_value: Float[Tensor, "batch heads text_tokens head_dim"]
+) -> Float[Tensor, "batch heads pixels head_dim"]:
+    """u(q): the value that each pixel is given in place of the text token's, in float32."""
+    text = _rows_at(text_value.float(), token.position)
+    return text + _moved_values(token, text, slice(None))
+
+
+def _moved_values(token: BoundToken, text: Tensor, pixels: slice) -> Tensor:
+    """u(q) - V[s]."""
+    return token.strength * _region(token, pixels) * (_star(token, text, pixels) - text)
+
+
+def _star(token: BoundToken, text: Tensor, pixels: slice) -> Tensor:
+    """v*(q), normed."""
+    return normalise_values(token.values[:, :, pixels].float(), text, token.value_norm)
 
 
 def _gain(token: BoundToken, pixels: slice) -> Tensor | float:
@@ -172,7 +242,10 @@ def _gain(token: BoundToken, pixels: slice) -> Tensor | float:
 
 
 def _region(token: BoundToken, pixels: slice) -> Tensor | float:
-    return 1.0 if token.region is None else token.region[:, :, pixels].float()
+    """m(q)."""
+    if token.region is None:
+        return token.presence
+    return token.presence * token.region[:, :, pixels].float()
 
 
 def _rows_at(value: Tensor, position: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from functools import cached_property
 from torch import Tensor
 
 from .errors import BindingError
+from .fidelity import AS_TRAINED, balance_at
+from .schedule import ScheduleName, parse_schedule, presence
 from .shapes import Float
 from .sites import EVERY_SITE, SiteSelector, parse_sites
-from .subject import Subject
+from .subject import Subject, SubjectSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +25,16 @@ class Binding:
     Attributes:
         token: as the user writes it in the prompt, such as `<anna>`.
         noun: what the text encoder reads in its place.
-        strength: w in [0, 2]; 0 is the text alone, 1 as trained.
-        token_weight: t in [0.1, 10], multiplies the token's share of attention.
+        strength: w in [0, 2]; 0 is the text alone, 1 as trained. With the fidelity in it.
+        token_weight: t in [0.1, 10], multiplies the token's share of attention. With the fidelity
+            in it.
         start_percent, end_percent: part of the sampling in which the subject acts, in [0, 1].
         mask: where the subject may act, [0, 1] in image coordinates, one per picture or one for all.
         sites: the attention layers in which it acts.
+        schedule: how much it acts at each moment of its part of the sampling.
     """
 
-    subject: Subject
+    subject: Subject | SubjectSequence
     token: str
     noun: str
     strength: float = 1.0
@@ -39,6 +43,7 @@ class Binding:
     end_percent: float = 1.0
     mask: Float[Tensor, "pictures height width"] | None = field(default=None, repr=False)
     sites: SiteSelector = EVERY_SITE
+    schedule: ScheduleName = "constant"
 
     @cached_property
     def id(self) -> int:
@@ -54,9 +59,13 @@ class Binding:
         """False where the formula gives the host's own output for every pixel."""
         return self.strength != 0.0 or self.token_weight != 1.0
 
+    def presence_at(self, percent: float) -> float:
+        """How much the subject acts at a percent of the sampling, in [0, 1]; both ends belong."""
+        return presence(self.schedule, percent, self.start_percent, self.end_percent)
+
 
 def bind(
-    subject: Subject,
+    subject: Subject | SubjectSequence,
     token: str = "<person>",
     noun: str = "",
     strength: float = 1.0,
@@ -65,11 +74,18 @@ def bind(
     end_percent: float = 1.0,
     mask: Tensor | None = None,
     sites: str = "",
+    schedule: str = "constant",
+    fidelity: float = AS_TRAINED,
 ) -> Binding:
     """A checked binding. An empty `noun` is the encoder's own.
 
+    Args:
+        fidelity: in [0, 1], from the prompt alone to the subject above all; 0.5 leaves strength and
+            token weight as they are.
+
     Raises:
-        BindingError: token empty, noun not plain text, a number out of range, start after end.
+        BindingError: token empty, noun not plain text, a number out of range, start after end, an
+            unknown schedule.
         SiteError: `sites` cannot be read.
     """
     token, noun = token.strip(), (noun.strip() or subject.noun)
@@ -83,21 +99,25 @@ def bind(
     _check_range(token, "token_weight", token_weight, 0.1, 10.0)
     _check_range(token, "start_percent", start_percent, 0.0, 1.0)
     _check_range(token, "end_percent", end_percent, 0.0, 1.0)
+    _check_range(token, "fidelity", fidelity, 0.0, 1.0)
     if start_percent > end_percent:
         raise BindingError(
             f"Bind Subject '{token}': start_percent {start_percent:g} is after end_percent "
             f"{end_percent:g}, so the subject would never act. Exchange the two."
         )
+    balance = balance_at(fidelity)
     return Binding(
         subject=subject,
         token=token,
         noun=noun,
-        strength=strength,
-        token_weight=token_weight,
+        # The product can leave the ranges of the formula where the user's own settings are at an end.
+        strength=min(strength * balance.strength, 2.0),
+        token_weight=min(token_weight * balance.token_weight, 10.0),
         start_percent=start_percent,
         end_percent=end_percent,
         mask=None if mask is None else _mask_of_pictures(token, mask),
         sites=parse_sites(sites),
+        schedule=parse_schedule(schedule, f"Bind Subject '{token}'"),
     )
 
 

@@ -8,7 +8,8 @@ from .apply import ApplyNestedAttention
 from .bind import BindSubject
 from .bridge.paths import register_folders
 from .loaders import LoadEncoder, LoadSubject
-from .subject import EncodeSubject, SaveSubject
+from .maps import RecordMaps, ShowMaps
+from .subject import EncodeSubject, SaveSubject, SubjectPerPicture
 
 register_folders()
 
@@ -24,6 +25,9 @@ class NestedAttentionExtension(ComfyExtension):
             LoadSubject,
             BindSubject,
             ApplyNestedAttention,
+            SubjectPerPicture,
+            RecordMaps,
+            ShowMaps,
         ]
 
 

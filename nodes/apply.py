@@ -51,13 +51,28 @@ class ApplyNestedAttention(io.ComfyNode):
                         max=_MAX_BINDINGS,
                     ),
                 ),
+                io.Float.Input(
+                    "separation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Keeps several subjects from growing alike: each pixel listens to the "
+                    "subject that is strongest there, found from the attention maps as the picture "
+                    "forms. 0 is off; a binding's mask wins over it.",
+                ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, clip: CLIP, bindings: dict[str, Binding]
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        bindings: dict[str, Binding],
+        separation: float = 0.0,
     ) -> io.NodeOutput:
         connected = [binding for binding in bindings.values() if binding is not None]
         if not connected:
@@ -67,4 +82,4 @@ class ApplyNestedAttention(io.ComfyNode):
             )
         check_tokens_differ(connected)
         check_clip(clip)
-        return io.NodeOutput(bind_model(model, connected), bind_clip(clip, connected))
+        return io.NodeOutput(bind_model(model, connected, separation), bind_clip(clip, connected))

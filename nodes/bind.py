@@ -6,7 +6,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..nested_core.binding import bind
-from ..nested_core.subject import Subject
+from ..nested_core.fidelity import AS_TRAINED
+from ..nested_core.schedule import SCHEDULES
+from ..nested_core.subject import Subject, SubjectSequence
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
 
@@ -41,6 +43,7 @@ class BindSubject(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
+                    advanced=True,
                     tooltip="0 draws any person or dog, 1 this one as trained; above 1 exaggerates and "
                     "may break the style.",
                 ),
@@ -50,6 +53,7 @@ class BindSubject(io.ComfyNode):
                     min=0.1,
                     max=10.0,
                     step=0.05,
+                    advanced=True,
                     tooltip="How much of the picture listens to the token. Above 1 the subject takes "
                     "more room and the rest of the prompt less.",
                 ),
@@ -59,6 +63,7 @@ class BindSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    advanced=True,
                     tooltip="Starting later leaves the composition to the prompt.",
                 ),
                 io.Float.Input(
@@ -67,6 +72,7 @@ class BindSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
+                    advanced=True,
                     tooltip="Ending earlier leaves fine texture and style to the prompt.",
                 ),
                 io.Mask.Input(
@@ -83,6 +89,26 @@ class BindSubject(io.ComfyNode):
                     tooltip="Attention layers in which the subject acts, such as u, m0 or u3-5; "
                     "!d leaves the input blocks out. Empty: all, as trained.",
                 ),
+                io.Float.Input(
+                    "fidelity",
+                    default=AS_TRAINED,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    display_mode=io.NumberDisplay.slider,
+                    optional=True,
+                    tooltip="Left, the picture follows the prompt and any person or dog will do; "
+                    "right, it holds on to the photograph. 0.5: as trained.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default="constant",
+                    optional=True,
+                    advanced=True,
+                    tooltip="early fades the subject out, so that the prompt finishes the picture; late "
+                    "fades it in, so that the prompt composes it; ease does both at the ends.",
+                ),
             ],
             outputs=[BindingSocket.Output(display_name="binding")],
         )
@@ -90,7 +116,7 @@ class BindSubject(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        subject: Subject,
+        subject: Subject | SubjectSequence,
         token: str = "<person>",
         noun: str = "",
         strength: float = 1.0,
@@ -99,6 +125,8 @@ class BindSubject(io.ComfyNode):
         end_percent: float = 1.0,
         mask: Tensor | None = None,
         sites: str = "",
+        fidelity: float = AS_TRAINED,
+        schedule: str = "constant",
     ) -> io.NodeOutput:
         return io.NodeOutput(
             bind(
@@ -111,5 +139,7 @@ class BindSubject(io.ComfyNode):
                 end_percent=end_percent,
                 mask=mask,
                 sites=sites,
+                schedule=schedule,
+                fidelity=fidelity,
             )
         )

@@ -9,3 +9,4 @@ CATEGORY = "nested_attention"
 EncoderSocket = io.Custom("NESTED_ATTENTION_ENCODER")
 SubjectSocket = io.Custom("NESTED_ATTENTION_SUBJECT")
 BindingSocket = io.Custom("NESTED_ATTENTION_BINDING")
+RecordSocket = io.Custom("NESTED_ATTENTION_RECORD")

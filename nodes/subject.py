@@ -1,4 +1,4 @@
-"""Nodes that make and keep subjects."""
+"""Nodes that make, keep and line up subjects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import Tensor
 
 from ..nested_core.checkpoint import save_subject
 from ..nested_core.encoder import Encoder
-from ..nested_core.subject import Subject
+from ..nested_core.errors import SubjectError
+from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.paths import SUBJECTS, new_file_path
 from .bridge.vision import encode_subject
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
+
+_MAX_SUBJECTS = 32
 
 
 class EncodeSubject(io.ComfyNode):
@@ -69,6 +72,15 @@ class EncodeSubject(io.ComfyNode):
                     tooltip="With several references: concatenate lets each pixel pick from any of "
                     "them (costs more), average blends them into one.",
                 ),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="With several references: how much each photograph counts, such as "
+                    "2, 1, 0.5. A weight of 2 is as if that photograph was there twice. Empty: all "
+                    "the same.",
+                ),
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
@@ -82,8 +94,11 @@ class EncodeSubject(io.ComfyNode):
         mask: Tensor | None = None,
         crop: str = "center",
         combine: str = "concatenate",
+        weights: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(encode_subject(encoder, clip_vision, image, mask, crop, combine))
+        return io.NodeOutput(
+            encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
+        )
 
 
 class SaveSubject(io.ComfyNode):
@@ -112,7 +127,51 @@ class SaveSubject(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, subject: Subject, filename_prefix: str = "subject") -> io.NodeOutput:
+    def execute(
+        cls, subject: Subject | SubjectSequence, filename_prefix: str = "subject"
+    ) -> io.NodeOutput:
+        if isinstance(subject, SubjectSequence):
+            raise SubjectError(
+                f"Save Subject: found {len(subject.subjects)} subject(s) of a Subject per Picture "
+                "node, expected a single one. Save each subject by itself, from the node that makes "
+                "it, and line them up again after loading."
+            )
         path, name = new_file_path(SUBJECTS, filename_prefix)
         save_subject(subject, path)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved as {name}"))
+
+
+class SubjectPerPicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="NestedAttention_SubjectPerPicture",
+            display_name="Subject per Picture",
+            category=CATEGORY,
+            description="Gives each picture of a batch a subject of its own under one word: the panels "
+            "of a comic, the frames of a video, or several people in one go.",
+            search_aliases=["nested attention", "batch", "comic", "frames", "video", "sequence"],
+            inputs=[
+                io.Autogrow.Input(
+                    "subjects",
+                    template=io.Autogrow.TemplatePrefix(
+                        SubjectSocket.Input(
+                            "subject",
+                            tooltip="The first is drawn in the first picture of the batch, the second "
+                            "in the second. A longer batch begins with the first again.",
+                        ),
+                        prefix="subject_",
+                        min=1,
+                        max=_MAX_SUBJECTS,
+                    ),
+                ),
+            ],
+            outputs=[SubjectSocket.Output(display_name="subject")],
+        )
+
+    @classmethod
+    def execute(cls, subjects: dict[str, Subject | SubjectSequence]) -> io.NodeOutput:
+        connected = [subject for subject in subjects.values() if subject is not None]
+        return io.NodeOutput(
+            SubjectSequence(tuple(each for subject in connected for each in subject.subjects))
+        )

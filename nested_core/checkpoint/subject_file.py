@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..encoder import Encoder
 from ..errors import CheckpointError
-from ..subject import Subject
+from ..subject import SMALLEST_WEIGHT, Subject, relative_weights
 from .hashing import encoder_hash
 from .native import FORMAT_VERSION, check_version, metadata_entry
 from .safetensors_file import Header
@@ -35,6 +35,7 @@ class SubjectRecord:
     encoder_hash: str
     references: tuple[int, ...]
     thumbnail: str = field(repr=False)
+    weights: tuple[float, ...] = ()
 
 
 def save_subject(subject: Subject, path: str | os.PathLike[str]) -> None:
@@ -48,6 +49,7 @@ def save_subject(subject: Subject, path: str | os.PathLike[str]) -> None:
         "encoder_hash": encoder_hash(subject.encoder),
         "references": list(subject.references),
         "thumbnail": subject.thumbnail,
+        **({"weights": list(subject.weights)} if subject.weights else {}),
     }
     metadata = {
         "format": SUBJECT_FORMAT,
@@ -74,7 +76,9 @@ def load_subject_tokens(header: Header, encoder: Encoder) -> Subject:
             f"'{encoder.name}' have {expected}. {_REMEDY}"
         )
     tokens: Tensor = read_weights(header, [_TENSOR])[_TENSOR]
-    return Subject(tokens, encoder, record.references, record.noun, record.thumbnail)
+    return Subject(
+        tokens, encoder, record.references, record.noun, record.thumbnail, record.weights
+    )
 
 
 def read_record(header: Header) -> SubjectRecord:
@@ -138,7 +142,8 @@ def _parse_record(where: str, text: str) -> SubjectRecord:
             f"of each photograph, such as [1024]. {_REMEDY}"
         )
     thumbnail = _thumbnail(where, config.get("thumbnail"))
-    return SubjectRecord(noun, hash_text, tuple(references), thumbnail)
+    weights = _weights(where, config, len(references))
+    return SubjectRecord(noun, hash_text, tuple(references), thumbnail, weights)
 
 
 def _text(where: str, config: dict[str, Any], key: str) -> str:
@@ -155,6 +160,30 @@ def _is_references(value: Any) -> bool:
         isinstance(value, list)
         and len(cast("list[Any]", value)) > 0
         and all(type(number) is int and number > 0 for number in cast("list[Any]", value))
+    )
+
+
+def _weights(where: str, config: dict[str, Any], num_references: int) -> tuple[float, ...]:
+    """Empty where the file has none."""
+    if "weights" not in config:
+        return ()
+    value = config["weights"]
+    if not _is_weights(value, num_references):
+        raise CheckpointError(
+            f"{where}: config.weights is {str(value)[:60]}, expected {num_references} number(s) from "
+            f"{SMALLEST_WEIGHT:g} to 1, one for each of config.references. {_REMEDY}"
+        )
+    return relative_weights([float(number) for number in value])
+
+
+def _is_weights(value: Any, num_references: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(cast("list[Any]", value)) == num_references
+        and all(
+            type(number) in (int, float) and SMALLEST_WEIGHT <= number <= 1
+            for number in cast("list[Any]", value)
+        )
     )
 
 

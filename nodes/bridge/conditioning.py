@@ -7,7 +7,7 @@ context, and slots and tokens cannot drift apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import comfy.conds
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 SLOTS_KEY = "nested_attention"
 REGIONS_KEY = "nested_attention_regions"
+PLACES_KEY = "nested_attention_places"
 
 Conditioning = Mapping[str, Any]
 
@@ -85,6 +86,48 @@ class RegionMaps(comfy.conds.CONDRegular):
         return [mask.shape for mask in self.cond]
 
 
+class Place(NamedTuple):
+    """Where a row of the batch lies, in latent cells.
+
+    Attributes:
+        picture: of the batch.
+        conditioning: a number of its prompt's own, the same at every step.
+        top, left, height, width: its area; without one, the whole picture.
+    """
+
+    picture: int
+    conditioning: int
+    top: int
+    left: int
+    height: int
+    width: int
+    picture_height: int
+    picture_width: int
+
+
+class PlaceMap(comfy.conds.CONDRegular):
+    """The `Place` of each row, int32 `[rows, 8]` on the CPU.
+
+    Inside the model nothing else tells which row is part of which picture and prompt.
+    """
+
+    def __init__(self, cond: Tensor, latent_size: tuple[int, int]) -> None:
+        super().__init__(cond)
+        self.latent_size = latent_size
+
+    @classmethod
+    def of_conditioning(cls, number: int, latent_size: tuple[int, int]) -> PlaceMap:
+        """Before any batch is known: one row that says whose it is."""
+        return cls(torch.tensor([[number]], dtype=torch.int32), latent_size)
+
+    def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> PlaceMap:
+        number = int(self.cond[0, 0])
+        height, width, top, left = (*self.latent_size, 0, 0) if area is None else area[:4]
+        where = (number, top, left, height, width, *self.latent_size)
+        rows = [(picture, *where) for picture in range(batch_size)]
+        return PlaceMap(torch.tensor(rows, dtype=torch.int32), self.latent_size)
+
+
 def slot_map_of(conditioning: Conditioning) -> SlotMap | None:
     """The slot map of a conditioning, if a text encoder of ours made it."""
     return conditioning.get("model_conds", {}).get(SLOTS_KEY)
@@ -97,11 +140,17 @@ def bound_ids(conditionings: Iterable[Conditioning]) -> set[int]:
 
 
 def with_slots(
-    conditioning: dict[str, Any], region_masks: Sequence[Tensor], latent_size: tuple[int, int]
+    conditioning: dict[str, Any],
+    number: int,
+    region_masks: Sequence[Tensor],
+    latent_size: tuple[int, int],
 ) -> dict[str, Any]:
     """A copy whose map fits its context, so that it can be batched with the others of this call.
 
     ComfyUI never batches conditionings of different keys: one without a map gets an empty one.
+
+    Args:
+        number: of the conditioning, its own and the same at every step.
     """
     model_conds = conditioning.get("model_conds", {})
     context = model_conds.get("c_crossattn")
@@ -111,7 +160,10 @@ def with_slots(
     slots = model_conds.get(SLOTS_KEY)
     if slots is None or _is_zeroed(context):
         slots = SlotMap.empty(num_tokens)
-    added: dict[str, Any] = {SLOTS_KEY: slots.fitted(num_tokens)}
+    added: dict[str, Any] = {
+        SLOTS_KEY: slots.fitted(num_tokens),
+        PLACES_KEY: PlaceMap.of_conditioning(number, latent_size),
+    }
     if region_masks:
         added[REGIONS_KEY] = RegionMaps(region_masks, latent_size)
     return {**conditioning, "model_conds": {**model_conds, **added}}

@@ -26,25 +26,45 @@ class _Precision(NamedTuple):
     dtype: torch.dtype
 
 
-class SiteKeysValues(nn.Module):
-    """Nested keys and values of one subject at one site, `[1, tokens, inner]`."""
+class SubjectIdentity(NamedTuple):
+    """What tells subjects apart while their encoders are loaded.
 
-    def __init__(self, key: Tensor, value: Tensor) -> None:
+    Tokens alone do not: two encoders with the same resampler make the same ones of a photograph.
+    """
+
+    encoder_id: int
+    digest: bytes
+
+
+class SiteKeysValues(nn.Module):
+    """Nested keys and values of one subject at one site, `[1, tokens, inner]`.
+
+    Attributes:
+        log_weights: `[tokens]`, added to the nested logits; None where all references are equal.
+            Beside the keys at each site, small as it is, so that it goes where they go.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, log_weights: Tensor | None = None) -> None:
         super().__init__()
         self.key = nn.Parameter(key, requires_grad=False)
         self.value = nn.Parameter(value, requires_grad=False)
+        self.log_weights = (
+            None if log_weights is None else nn.Parameter(log_weights, requires_grad=False)
+        )
 
 
 class SubjectKeysValues(nn.Module):
     """Nested keys and values of one subject at many sites.
 
     Attributes:
-        digest: of the subject they belong to, also in the copies that other devices get.
+        identity: of the subject they belong to, also in the copies that other devices get.
     """
 
-    def __init__(self, digest: bytes, sites: dict[AttentionSite, SiteKeysValues]) -> None:
+    def __init__(
+        self, identity: SubjectIdentity, sites: dict[AttentionSite, SiteKeysValues]
+    ) -> None:
         super().__init__()
-        self.digest = digest
+        self.identity = identity
         self.by_site = sites
         self.modules_by_site = nn.ModuleDict(
             {site.path.replace(".", "_"): module for site, module in sites.items()}
@@ -52,7 +72,7 @@ class SubjectKeysValues(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, object]) -> SubjectKeysValues:
         sites = {site: copy.deepcopy(module, memo) for site, module in self.by_site.items()}
-        return SubjectKeysValues(self.digest, sites)
+        return SubjectKeysValues(self.identity, sites)
 
 
 # Strong for as long as a subject lives, so that editing a binding projects nothing anew ...
@@ -69,6 +89,11 @@ def encoder_patcher(encoder: Encoder) -> ModelPatcher:
     if patcher is None:
         patcher = encoder.__dict__["comfy_patcher"] = _managed(encoder)
     return patcher
+
+
+def identity_of(subject: Subject) -> SubjectIdentity:
+    """Which `SubjectKeysValues` are the subject's, by their `identity`."""
+    return SubjectIdentity(id(subject.encoder), subject.digest)
 
 
 def keys_and_values(
@@ -89,7 +114,8 @@ def keys_and_values(
         if patcher is not None:
             patcher.detach()
         patcher = _managed(
-            SubjectKeysValues(subject.digest, {**done, **_project(subject, missing, dtype)}), device
+            SubjectKeysValues(identity_of(subject), {**done, **_project(subject, missing, dtype)}),
+            device,
         )
         shared[subject.digest, precision] = patcher
     _of_subject.setdefault(subject, {})[precision] = patcher
@@ -104,12 +130,15 @@ def _project(
     """Keys and values as plain tensors, whichever mode is on: they outlive this sampling."""
     device = encoder_patcher(subject.encoder).load_device
     tokens = subject.tokens.to(device)[None].clone()
+    log_weights, kept_on = subject.log_weights, model_management.unet_offload_device()
     projected: dict[AttentionSite, SiteKeysValues] = {}
     for site in sites:
         # Projected in float32, kept in the model's precision: it happens once.
         key, value = subject.encoder.project(site, tokens)
         projected[site] = SiteKeysValues(
-            *(each.to(model_management.unet_offload_device(), dtype) for each in (key, value))
+            key.to(kept_on, dtype),
+            value.to(kept_on, dtype),
+            None if log_weights is None else log_weights.to(kept_on, dtype, copy=True),
         )
     return projected
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,20 +19,24 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...nested_core.binding import Binding, merge_bindings
+from ...nested_core.schedule import percent_at
 from ...nested_core.sites import AttentionSite
-from .conditioning import REGIONS_KEY, SLOTS_KEY, bound_ids, slot_map_of, with_slots
+from .conditioning import (
+    PLACES_KEY,
+    REGIONS_KEY,
+    SLOTS_KEY,
+    Place,
+    bound_ids,
+    slot_map_of,
+    with_slots,
+)
 from .delivery import warn_of_lost_tokens
 from .family import check_encoder_fits, site_dims
-from .kv_cache import SubjectKeysValues, keys_and_values
-from .site_call import (
-    CALL_KEY,
-    ActiveSubject,
-    Patch,
-    Rows,
-    SiteCall,
-    plan_groups,
-    warn_once_logger,
-)
+from .kv_cache import SubjectIdentity, SubjectKeysValues, keys_and_values
+from .plan import Acting, Planner
+from .recording import recorders_of
+from .sampling import SAMPLING_KEY, Sampling
+from .site_call import CALL_KEY, Patch, SiteCall, warn_once_logger
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -39,8 +44,12 @@ if TYPE_CHECKING:
 _KEY = "nested_attention"
 
 
-def bind_model(model: ModelPatcher, bindings: Sequence[Binding]) -> ModelPatcher:
+def bind_model(
+    model: ModelPatcher, bindings: Sequence[Binding], separation: float = 0.0
+) -> ModelPatcher:
     """A clone of the model in which these bindings act, besides those of an earlier Apply.
+
+    Of two Apply nodes' separations the greater counts.
 
     Raises:
         HostError: the model is of no supported family, or an encoder was made for another one.
@@ -50,7 +59,8 @@ def bind_model(model: ModelPatcher, bindings: Sequence[Binding]) -> ModelPatcher
     for binding in bindings:
         check_encoder_fits(binding.subject.encoder, dims)
     earlier = model.get_attachment(_KEY)
-    bound = BoundModel(merge_bindings(earlier.bindings if earlier else (), bindings), dims)
+    merged = merge_bindings(earlier.bindings if earlier else (), bindings)
+    bound = BoundModel(merged, dims, max(separation, earlier.separation if earlier else 0.0))
     clone = model.clone()
     clone.set_attachments(_KEY, bound)
     for kind, wrapper in bound.wrappers.items():
@@ -62,22 +72,52 @@ def bind_model(model: ModelPatcher, bindings: Sequence[Binding]) -> ModelPatcher
 class BoundModel:
     """The bindings of one Apply, and what ComfyUI calls around sampling. Never changed afterwards."""
 
-    def __init__(self, bindings: Sequence[Binding], sites: Iterable[AttentionSite]) -> None:
-        self.bindings = tuple(bindings)
+    def __init__(
+        self,
+        bindings: Sequence[Binding],
+        sites: Iterable[AttentionSite],
+        separation: float = 0.0,
+    ) -> None:
+        self.bindings, self.separation = tuple(bindings), separation
         self._all_sites = tuple(sites)
         self._sites = {binding.id: binding.sites.select(self._all_sites) for binding in bindings}
         self._acting = tuple(binding for binding in bindings if binding.has_effect)
         self._masked = tuple(binding for binding in self._acting if binding.mask is not None)
+        self._is_scheduled = any(_is_scheduled(each) for each in self._acting)
         self._warn_once = warn_once_logger()
 
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
         """What to register, by ComfyUI's kind of wrapper."""
         return {
+            WrappersMP.OUTER_SAMPLE: self.outer_sample,
             WrappersMP.PREPARE_SAMPLING: self.prepare_sampling,
             WrappersMP.CALC_COND_BATCH: self.calc_cond_batch,
             WrappersMP.APPLY_MODEL: self.apply_model,
         }
+
+    def outer_sample(
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[..., None] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Gives this sampling a state of its own; ComfyUI drops the options when it ends."""
+        recorders = recorders_of(executor.class_obj.model_patcher)
+        state = Sampling(sigmas.tolist(), self.separation > 0.0, recorders)
+        options = executor.class_obj.model_options.setdefault("transformer_options", {})
+        options[SAMPLING_KEY] = state
+        for each in recorders:
+            callback = each.with_preview(callback)
+        return executor(
+            noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
+        )
 
     def prepare_sampling(
         self,
@@ -95,9 +135,10 @@ class BoundModel:
         model.set_additional_models(
             _KEY,
             [
-                keys_and_values(binding.subject, self._sites[binding.id], model.load_device, dtype)
+                keys_and_values(subject, self._sites[binding.id], model.load_device, dtype)
                 for binding in self._acting
                 if binding.id in used
+                for subject in binding.subject.subjects
             ],
         )
         warn_of_lost_tokens(self.bindings, conds)
@@ -116,8 +157,11 @@ class BoundModel:
         if any(slot_map_of(each) is not None for group in conds for each in group or ()):
             masks = [binding.mask[:, None] for binding in self._masked if binding.mask is not None]
             latent_size = (x_in.shape[-2], x_in.shape[-1])
+            numbers = count()
             conds = [
-                None if group is None else [with_slots(each, masks, latent_size) for each in group]
+                None
+                if group is None
+                else [with_slots(each, next(numbers), masks, latent_size) for each in group]
                 for group in conds
             ]
         return executor(model, conds, x_in, *args, **kwargs)
@@ -136,50 +180,63 @@ class BoundModel:
         """Wraps every site for this call alone, on a copy of the options."""
         options = dict(transformer_options or {})
         slots, masks = kwargs.pop(SLOTS_KEY, None), kwargs.pop(REGIONS_KEY, ())
-        replace = dict(options.get("patches_replace", {}))
-        foreign = replace.get("attn2", {})
-        options[CALL_KEY] = self._plan(executor.class_obj, x, t, slots, masks, foreign, options)
+        places = kwargs.pop(PLACES_KEY, None)
+        call = SiteCall(
+            num_rows=x.shape[0],
+            num_text_tokens=0 if slots is None else slots.shape[1],
+            foreign=options.get("patches_replace", {}).get("attn2", {}),
+            warn_once=self._warn_once,
+            separation=self.separation,
+        )
+        if slots is not None and places is not None and self._have_a_row_each(x, (slots, *masks)):
+            self._plan(call, executor.class_obj, x, t, slots, masks, places, options)
+        options[CALL_KEY] = call
         # Every site, also in calls without a bound row: a compiled UNet remembers which sites were
         # patched when it was traced.
-        options["patches_replace"] = {**replace, "attn2": {**foreign, **self._site_patches()}}
+        replace = options.get("patches_replace", {})
+        options["patches_replace"] = {**replace, "attn2": {**call.foreign, **self._site_patches()}}
         with _traced_apart():
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        if call.watch is not None:
+            call.watch.finish()
+        return out
 
     def _plan(
         self,
+        call: SiteCall,
         base_model: Any,
         x: Tensor,
         t: Tensor,
-        slots: Tensor | None,
+        slots: Tensor,
         masks: Sequence[Tensor],
-        foreign: Mapping[tuple[Any, ...], Patch],
+        places: Tensor,
         options: Mapping[str, Any],
-    ) -> SiteCall:
-        subjects: tuple[ActiveSubject, ...] = ()
-        groups: Any = ()
-        if slots is not None and self._have_a_row_each(x, (slots, *masks)):
-            regions = {
-                binding.id: mask.to(x.device)
-                for binding, mask in zip(self._masked, masks, strict=False)
-            }
-            acting = self._acting_at(base_model.model_sampling, t, options)
-            loaded = _loaded_keys_values(base_model)
-            makers = {
-                binding.id: partial(
-                    self._subject, binding, loaded[binding.subject.digest], regions.get(binding.id)
-                )
-                for binding in acting
-                if binding.subject.digest in loaded
-            }
-            subjects, groups = plan_groups(slots[..., 0].cpu(), makers, x.device)
-        return SiteCall(
-            num_rows=x.shape[0],
-            num_text_tokens=0 if slots is None else slots.shape[1],
-            subjects=subjects,
-            groups=groups,
-            foreign=foreign,
-            warn_once=self._warn_once,
-        )
+    ) -> None:
+        """Tells the call who acts where."""
+        sampling: Sampling | None = options.get(SAMPLING_KEY)
+        noise_level = None
+        if self._is_scheduled or (sampling is not None and sampling.recorders):
+            # The one read of a device tensor.
+            noise_level = float(options.get("sigmas", t).flatten()[0])
+        where = [Place(*row) for row in places.tolist()]
+        regions = dict(zip([each.id for each in self._masked], masks, strict=False))
+        presences = _presences(self._acting, base_model.model_sampling, noise_level)
+        acting = {
+            each.id: Acting(
+                each,
+                self._sites[each.id],
+                presences[each.id],
+                regions[each.id].to(x.device) if each.id in regions else None,
+            )
+            for each in self._acting
+            if presences[each.id] > 0.0
+        }
+        loaded = _loaded_keys_values(base_model)
+        maps = None if sampling is None else sampling.maps
+        planner = Planner(acting, loaded, where, x.device, maps)
+        call.subjects, call.groups = planner.plan(slots[..., 0].cpu())
+        if call.groups and sampling is not None:
+            call.watch = sampling.watch(noise_level, where)
 
     def _have_a_row_each(self, x: Tensor, conditionings: Sequence[Tensor]) -> bool:
         found = next((len(each) for each in conditionings if len(each) != len(x)), None)
@@ -192,29 +249,37 @@ class BoundModel:
         )
         return False
 
-    def _subject(
-        self, binding: Binding, loaded: SubjectKeysValues, region: Tensor | None, rows: Rows
-    ) -> ActiveSubject:
-        return ActiveSubject(binding, loaded, self._sites[binding.id], rows, region)
-
-    def _acting_at(
-        self, sampling: Any, t: Tensor, options: Mapping[str, Any]
-    ) -> tuple[Binding, ...]:
-        """The bindings whose part of the schedule this step is in; both ends belong to it."""
-        if all((each.start_percent, each.end_percent) == (0.0, 1.0) for each in self._acting):
-            return self._acting
-        sigma = float(options.get("sigmas", t).flatten()[0])  # the one read of a device tensor
-        return tuple(
-            binding
-            for binding in self._acting
-            if sampling.percent_to_sigma(binding.end_percent)
-            <= sigma
-            <= sampling.percent_to_sigma(binding.start_percent)
-        )
-
     def _site_patches(self) -> dict[tuple[Any, ...], Patch]:
         patch = _site_patch(_is_compiler_loaded())
         return {(*site,): patch for site in self._all_sites}
+
+
+def _is_scheduled(binding: Binding) -> bool:
+    part = (binding.schedule, binding.start_percent, binding.end_percent)
+    return part != ("constant", 0.0, 1.0)
+
+
+def _presences(
+    bindings: Iterable[Binding], sampling: Any, noise_level: float | None
+) -> dict[int, float]:
+    """How much each binding acts now, in [0, 1]; without a noise level, all of them fully."""
+    return {
+        each.id: 1.0 if noise_level is None else _presence(each, sampling, noise_level)
+        for each in bindings
+    }
+
+
+def _presence(binding: Binding, sampling: Any, noise_level: float) -> float:
+    # By noise levels first: both ends belong to a binding's part, whatever a percent rounds to.
+    first, last = (
+        sampling.percent_to_sigma(each) for each in (binding.start_percent, binding.end_percent)
+    )
+    if not last <= noise_level <= first:
+        return 0.0
+    if binding.schedule == "constant":
+        return 1.0
+    percent = percent_at(noise_level, sampling.percent_to_sigma)
+    return binding.presence_at(min(max(percent, binding.start_percent), binding.end_percent))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -251,7 +316,7 @@ def _traced_apart() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def _loaded_keys_values(base_model: Any) -> dict[bytes, SubjectKeysValues]:
-    """Keys and values on the device of the running model, by the digest of their subject."""
+def _loaded_keys_values(base_model: Any) -> dict[SubjectIdentity, SubjectKeysValues]:
+    """Keys and values on the device of the running model, by whose they are."""
     patchers = base_model.current_patcher.get_additional_models_with_key(_KEY)
-    return {patcher.model.digest: patcher.model for patcher in patchers}
+    return {patcher.model.identity: patcher.model for patcher in patchers}

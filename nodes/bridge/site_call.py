@@ -1,15 +1,16 @@
-"""One call of the UNet: which rows are bound to which subjects, and what each site adds for them.
+"""One call of the UNet: what each site adds for the subjects of each row.
 
-Everything that needs to look at numbers happens in `plan_call`, on the CPU, before the UNet runs.
+Everything that needs to look at numbers happened in `plan.py`, on the CPU, before the UNet runs.
 Inside the attention layers nothing reads a tensor's content back from the device.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import comfy.ldm.modules.attention
 import torch
@@ -24,6 +25,7 @@ from ...nested_core.attention import (
     split_heads,
 )
 from ...nested_core.binding import Binding
+from ...nested_core.maps import ValuePicture
 from ...nested_core.sites import AttentionSite
 from .kv_cache import SubjectKeysValues
 
@@ -39,14 +41,16 @@ class ActiveSubject:
     Attributes:
         sites: where it acts.
         rows: every row of the batch whose prompt contains it; they share one attention call.
-        region: its mask, `[rows of the call, 1, height, width]`, or None.
+        regions: where it may act, each `[rows of the call, 1, height, width]` on a grid of its own.
+        presence: how much it acts at this step, in [0, 1].
     """
 
     binding: Binding
     keys_values: SubjectKeysValues
     sites: frozenset[AttentionSite]
     rows: Rows
-    region: Tensor | None
+    regions: tuple[Tensor, ...] = ()
+    presence: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,32 +60,89 @@ class TokenOccurrence:
     Attributes:
         positions: among the text tokens, per row of the group.
         rows_of_subject: the group's rows among those of the subject.
+        share: how much of each pixel is the subject's, `[rows of the group, 1, height, width]`,
+            divided among its tokens; None where it does not compete.
     """
 
     subject: ActiveSubject
     positions: Tensor
     rows_of_subject: Rows
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Rows of the batch whose prompts contain the same bindings in the same order."""
+    """Rows of the batch whose prompts contain the same subjects in the same order.
+
+    Attributes:
+        row_numbers: the same rows, as numbers.
+    """
 
     rows: Rows
+    row_numbers: tuple[int, ...]
     occurrences: tuple[TokenOccurrence, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """What one site has shown of the bound tokens of a group.
+
+    Attributes:
+        rows: of the batch.
+        bindings: one per bound token.
+        seen: A_s, mean over heads, `[rows of the group, bound tokens, height, width]`.
+        values: pictures of u(q) by row and bound token, where somebody wants them.
+    """
+
+    site: AttentionSite
+    rows: tuple[int, ...]
+    bindings: tuple[Binding, ...]
+    seen: Tensor
+    values: tuple[tuple[ValuePicture, ...], ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.seen.shape[-2:]
+        return height, width
+
+
+class Watch(Protocol):
+    """Looks on while the UNet is called."""
+
+    def saw(self, sighting: Sighting, tokens: Sequence[BoundToken], text_value: Tensor) -> None:
+        """One site has shown this of a group.
+
+        Args:
+            tokens: the bound tokens with the values that they were given.
+            text_value: `[rows of the group, heads, text_tokens, head_dim]`.
+        """
+        ...
+
+    def finish(self) -> None:
+        """The UNet has returned."""
+        ...
 
 
 @dataclass(eq=False)
 class SiteCall:
-    """What the attention layers need to know during one call of the UNet."""
+    """What the attention layers need to know during one call of the UNet.
+
+    Attributes:
+        foreign: other packs' patches, by site.
+        separation: how far competing subjects are kept apart, in [0, 1].
+        watch: told of what each site has shown; None if nobody wants to know.
+    """
 
     num_rows: int
     num_text_tokens: int
-    subjects: tuple[ActiveSubject, ...]
-    groups: tuple[RowGroup, ...]
     foreign: Mapping[tuple[Any, ...], Patch]
     warn_once: Callable[[str], None]
-    _regions: dict[Any, Tensor] = field(default_factory=dict)
+    separation: float = 0.0
+    subjects: tuple[ActiveSubject, ...] = ()
+    groups: tuple[RowGroup, ...] = ()
+    watch: Watch | None = None
+    _resized: dict[Any, Tensor] = field(default_factory=dict)
 
     def attend(
         self,
@@ -100,17 +161,42 @@ class SiteCall:
         query, key, value = (split_heads(each, heads) for each in (query, key, value))
         values = {subject: _values(subject, site, query) for subject in subjects}
         out = base.clone()  # a foreign patch may have returned a tensor that it still uses
+        grid = tuple(options["activations_shape"][-2:])
         for group in self.groups:
-            tokens = [
-                self._bound_token(occurrence, values[occurrence.subject], group.rows, options)
-                for occurrence in group.occurrences
-                if occurrence.subject in values
-            ]
-            if tokens:
-                rows = group.rows
-                delta = replacement_delta(query[rows], key[rows], value[rows], tokens)
+            occurrences = [each for each in group.occurrences if each.subject in values]
+            if occurrences:
+                tokens = [
+                    self._bound_token(each, values[each.subject], group.rows, grid)
+                    for each in occurrences
+                ]
+                rows, seen = group.rows, self._room_for_sighting(group, occurrences, grid)
+                delta = self._delta(query[rows], key[rows], value[rows], tokens, seen)
                 out[rows] += merge_heads(delta).to(out.dtype)
+                if self.watch is not None and seen is not None:
+                    bindings = tuple(each.subject.binding for each in occurrences)
+                    sighting = Sighting(site, group.row_numbers, bindings, seen)
+                    self.watch.saw(sighting, tokens, value[rows])
         return out
+
+    def _delta(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        tokens: Sequence[BoundToken],
+        seen: Tensor | None,
+    ) -> Tensor:
+        separation = self.separation if any(each.share is not None for each in tokens) else 0.0
+        room = None if seen is None else seen.flatten(2)  # a view: what is written stays
+        return replacement_delta(query, key, value, tokens, room, separation)
+
+    def _room_for_sighting(
+        self, group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: tuple[int, int]
+    ) -> Tensor | None:
+        if self.watch is None:
+            return None
+        device = occurrences[0].positions.device
+        return torch.empty(len(group.row_numbers), len(occurrences), *grid, device=device)
 
     def _base(
         self,
@@ -147,10 +233,10 @@ class SiteCall:
         return False
 
     def _bound_token(
-        self, occurrence: TokenOccurrence, values: Tensor, rows: Rows, options: dict[str, Any]
+        self, occurrence: TokenOccurrence, values: Tensor, rows: Rows, grid: tuple[int, int]
     ) -> BoundToken:
         binding = occurrence.subject.binding
-        region = self._region(occurrence.subject, tuple(options["activations_shape"][-2:]))
+        region = self._region(occurrence.subject, grid)
         return BoundToken(
             position=occurrence.positions,
             values=values[occurrence.rows_of_subject],
@@ -158,17 +244,27 @@ class SiteCall:
             strength=binding.strength,
             token_weight=binding.token_weight,
             region=None if region is None else region[rows],
+            presence=occurrence.subject.presence,
+            share=self._share(occurrence, grid),
         )
 
-    def _region(self, subject: ActiveSubject, grid: tuple[int, int]) -> Tensor | None:
-        """m(q) on the grid of a site, `[rows, 1, pixels, 1]`; resized once per grid and call."""
-        if subject.region is None:
+    def _share(self, occurrence: TokenOccurrence, grid: tuple[int, int]) -> Tensor | None:
+        if occurrence.share is None:
             return None
-        key = (subject, grid)
-        if key not in self._regions:
-            resized = functional.interpolate(subject.region, size=grid, mode="area")
-            self._regions[key] = resized.flatten(2).unsqueeze(-1)
-        return self._regions[key]
+        return self._on_grid((occurrence, grid), (occurrence.share,))
+
+    def _region(self, subject: ActiveSubject, grid: tuple[int, int]) -> Tensor | None:
+        """All regions on the grid of a site, `[rows, 1, pixels, 1]`; resized once per grid and call."""
+        if not subject.regions:
+            return None
+        return self._on_grid((subject, grid), subject.regions)
+
+    def _on_grid(self, key: tuple[object, tuple[int, int]], maps: tuple[Tensor, ...]) -> Tensor:
+        if key not in self._resized:
+            resized = [functional.interpolate(each, size=key[1], mode="area") for each in maps]
+            product = math.prod(resized[1:], start=resized[0])
+            self._resized[key] = product.flatten(2).unsqueeze(-1)
+        return self._resized[key]
 
 
 def _values(subject: ActiveSubject, site: AttentionSite, query: Tensor) -> Tensor:
@@ -179,19 +275,22 @@ def _values(subject: ActiveSubject, site: AttentionSite, query: Tensor) -> Tenso
         split_heads(each.to(query), query.shape[1]).expand(len(query), -1, -1, -1)
         for each in (projected.key, projected.value)
     )
-    return nested_values(query, key, value, _host_attention)
+    return nested_values(query, key, value, _host_attention, projected.log_weights)
 
 
-def _host_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _host_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """The attention backend that the user chose for ComfyUI, in full precision.
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.
     """
-    return comfy.ldm.modules.attention.optimized_attention(
+    return _backend(bias)(
         query,
         key,
         value,
         query.shape[1],
+        mask=bias,
         attn_precision=torch.float32,
         skip_reshape=True,
         skip_output_reshape=True,
@@ -199,64 +298,13 @@ def _host_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def plan_rows(
-    slots: Sequence[Sequence[int]], known: frozenset[int]
-) -> dict[tuple[int, ...], dict[int, list[int]]]:
-    """Rows grouped by the sequence of binding ids that they contain, each with its positions.
-
-    Args:
-        slots: binding id per row and text token, 0 for none.
-        known: ids that act in this call; all others are the host's.
-    """
-    groups: dict[tuple[int, ...], dict[int, list[int]]] = {}
-    for row, row_slots in enumerate(slots):
-        bound = [(position, each) for position, each in enumerate(row_slots) if each in known]
-        if bound:
-            positions, ids = zip(*bound, strict=True)
-            groups.setdefault(ids, {})[row] = list(positions)
-    return groups
-
-
-def plan_groups(
-    slots: Tensor, make_subject: Mapping[int, Callable[[Rows], ActiveSubject]], device: torch.device
-) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
-    """The subjects and row groups of one call.
-
-    Args:
-        slots: int32 `[rows, text_tokens]` on the CPU.
-        make_subject: for each binding id that acts now, its subject given its rows.
-    """
-    planned = plan_rows(slots.tolist(), frozenset(make_subject))
-    rows_of: dict[int, list[int]] = {}
-    for ids, group in planned.items():
-        for each in dict.fromkeys(ids):
-            rows_of.setdefault(each, []).extend(group)
-    rows_of = {each: sorted(rows) for each, rows in rows_of.items()}
-    subjects = {each: make_subject[each](_rows(rows, device)) for each, rows in rows_of.items()}
-    groups = tuple(
-        RowGroup(
-            rows=_rows(list(group), device),
-            occurrences=tuple(
-                TokenOccurrence(
-                    subject=subjects[each],
-                    positions=torch.tensor(
-                        [positions[nth] for positions in group.values()], device=device
-                    ),
-                    rows_of_subject=_rows([rows_of[each].index(row) for row in group], device),
-                )
-                for nth, each in enumerate(ids)
-            ),
-        )
-        for ids, group in planned.items()
-    )
-    return tuple(subjects.values()), groups
-
-
-def _rows(rows: list[int], device: torch.device) -> Rows:
-    """A run of rows as a slice, which copies nothing; else their indices."""
-    if rows == list(range(rows[0], rows[-1] + 1)):
-        return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows, device=device)
+def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
+    attention = comfy.ldm.modules.attention
+    chosen = attention.optimized_attention
+    if bias is not None and chosen is attention.attention_flash:
+        # It takes no bias: it would warn at every call, and compute the same as this.
+        return attention.attention_pytorch
+    return chosen
 
 
 def warn_once_logger() -> Callable[[str], None]:

@@ -12,7 +12,13 @@ from ...nested_core.config import ImageEncoderConfig
 from ...nested_core.encoder import Encoder
 from ...nested_core.errors import SubjectError
 from ...nested_core.preprocess import CropMode, rgb_images, square_photographs
-from ...nested_core.subject import CombineMode, Subject, make_thumbnail, subject_from_features
+from ...nested_core.subject import (
+    CombineMode,
+    Subject,
+    make_thumbnail,
+    parse_weights,
+    subject_from_features,
+)
 from .kv_cache import encoder_patcher
 
 if TYPE_CHECKING:
@@ -28,15 +34,17 @@ def encode_subject(
     mask: Tensor | None,
     crop: str,
     combine: str,
+    weights: str = "",
 ) -> Subject:
     """One subject from its reference photographs `image` `[references, height, width, channels]`.
 
     Raises:
-        SubjectError: the image encoder is missing or another one, the pictures or the mask are
-            unusable.
+        SubjectError: the image encoder is missing or another one, the pictures, the mask or the
+            weights are unusable.
     """
     _check_image_encoder(encoder, clip_vision)
     photographs = square_photographs(rgb_images(image), mask, cast("CropMode", crop))
+    parsed_weights = parse_weights(weights, len(photographs))
     features = _patch_features(encoder, cast("ClipVisionModel", clip_vision), photographs)
     patcher = encoder_patcher(encoder)
     model_management.load_models_gpu([patcher])
@@ -45,6 +53,7 @@ def encode_subject(
         features.to(patcher.load_device),
         make_thumbnail(photographs[0][0]),
         cast("CombineMode", combine),
+        parsed_weights,
     )
 
 

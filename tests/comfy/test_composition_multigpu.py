@@ -88,7 +88,7 @@ def test_every_device_has_keys_and_values_of_its_own(loaded, two_devices, place)
     (second,) = copy.get_additional_models_with_key("nested_attention")
     assert (first.load_device, second.load_device) == (FIRST, SECOND)
     assert first.model is not second.model
-    assert first.model.digest == second.model.digest
+    assert first.model.identity == second.model.identity
     for site, one in first.model.by_site.items():
         other = second.model.by_site[site]
         assert one.key is not other.key

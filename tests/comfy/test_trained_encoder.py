@@ -105,10 +105,10 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
         subject, trained.sites, torch.device("cpu"), torch.float32
     ).model
     rows = slice(0, 2)
-    active = site_call.ActiveSubject(binding, keys_values, frozenset(trained.sites), rows, None)
+    active = site_call.ActiveSubject(binding, keys_values, frozenset(trained.sites), rows)
     occurrence = site_call.TokenOccurrence(active, torch.full((2,), position), rows)
-    group = site_call.RowGroup(rows, (occurrence,))
-    call = site_call.SiteCall(2, words, (active,), (group,), {}, pytest.fail)
+    group = site_call.RowGroup(rows, (0, 1), (occurrence,))
+    call = site_call.SiteCall(2, words, {}, pytest.fail, subjects=(active,), groups=(group,))
     subjects = _subjects(trained, subject, 2, position)
     for number, site in enumerate(trained.sites):
         inner, heads = trained.encoder.site_dims[site], 4

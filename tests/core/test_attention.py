@@ -24,33 +24,50 @@ def _layer(batch=2, heads=3, pixels=7, text_tokens=5, head_dim=4, seed=0):
     return query, key, value
 
 
-def _by_value_table(query, key, value, tokens):
-    """One value per pixel and text token, in float64: the paper's sentence, word for word."""
+def _by_value_table(query, key, value, tokens, separation=0.0):
+    """One value per pixel and text token, in float64: the paper's sentence, word for word.
+
+    Separated, a competing token offers what the owners of each pixel would offer in its place.
+    """
     query, key, value = (each.double() for each in (query, key, value))
     logits = query @ key.mT / math.sqrt(query.shape[-1])
     table = value[:, :, None].repeat(1, 1, query.shape[2], 1, 1)
     for token in tokens:
-        region = torch.ones(1, 1, 1, 1) if token.region is None else token.region
         for row, position in enumerate(token.position.tolist()):
             text = value[row, :, position][:, None]
-            star = token.values[row].double()
-            if token.value_norm.mode != "none":
-                dims = (-1,) if token.value_norm.mode == "per_head" else (0, 2)
-                length = star.norm(dim=dims, keepdim=True)
-                star = token.value_norm.scale * text.norm(dim=dims, keepdim=True) * star / length
-            m = region[row % len(region)].double()
-            table[row, :, :, position] = text + token.strength * m * (star - text)
+            m, star = _region_and_star(token, value, row)
+            offered = text + token.strength * m * (star - text)
+            if token.share is not None:
+                owners = text.expand_as(star).clone()
+                for other in (each for each in tokens if each.share is not None):
+                    m_t, star_t = _region_and_star(other, value, row)
+                    share = other.share[row].double()
+                    owners += share * other.strength * m_t * (star_t - text)
+                offered = (1 - separation) * offered + separation * owners
+            table[row, :, :, position] = offered
             logits[row, :, :, position] += m[..., 0] * math.log(token.token_weight)
     return torch.einsum("bhpt,bhptd->bhpd", logits.softmax(-1), table)
+
+
+def _region_and_star(token, value, row):
+    """m(q) and the normed v*(q) of one row, in float64."""
+    text = value[row, :, token.position[row]][:, None]
+    star = token.values[row].double()
+    if token.value_norm.mode != "none":
+        dims = (-1,) if token.value_norm.mode == "per_head" else (0, 2)
+        length = star.norm(dim=dims, keepdim=True)
+        star = token.value_norm.scale * text.norm(dim=dims, keepdim=True) * star / length
+    region = torch.ones(1, 1, 1, 1) if token.region is None else token.region
+    return token.presence * region[row % len(region)].double(), star
 
 
 def _plain(query, key, value):
     return _by_value_table(query, key, value, [])
 
 
-def _assert_equals_table(query, key, value, tokens):
-    delta = attention.replacement_delta(query, key, value, tokens)
-    expected = _by_value_table(query, key, value, tokens)
+def _assert_equals_table(query, key, value, tokens, separation=0.0):
+    delta = attention.replacement_delta(query, key, value, tokens, separation=separation)
+    expected = _by_value_table(query, key, value, tokens, separation)
     torch.testing.assert_close((_plain(query, key, value) + delta), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -151,6 +168,8 @@ class TestExactlyNothing:
             {"strength": 0.0},
             {"region": torch.zeros(2, 1, 7, 1)},
             {"region": torch.zeros(2, 1, 7, 1), "token_weight": 5.0},
+            {"presence": 0.0},
+            {"presence": 0.0, "token_weight": 5.0, "region": torch.ones(2, 1, 7, 1)},
         ],
     )
     def test_without_strength_or_region(self, settings):
@@ -197,3 +216,140 @@ def test_half_precision_inputs_are_computed_in_float32(dtype, tolerance):
         *(each.float() for each in (query, key, value)), [_token(values.float(), [1, 4])]
     )
     torch.testing.assert_close(delta, exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 4, 1])
+def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
+    query, key, value = _layer(pixels=29)
+    positions = [[1, 4], [0, 2], [3, 3]]
+    tokens = [
+        _token(_random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
+        for each in positions
+    ]
+    seen = torch.full((2, 3, 29), math.nan)
+    monkeypatch.setattr(attention, "_MAX_TABLE_ELEMENTS", budget)
+    attention.replacement_delta(query, key, value, tokens, seen)
+    weights = (query.double() @ key.double().mT / 2.0).softmax(-1).mean(dim=1)
+    for nth, position in enumerate(positions):
+        for row, place in enumerate(position):
+            torch.testing.assert_close(seen[row, nth].double(), weights[row, :, place])
+
+
+def test_looking_on_changes_nothing():
+    query, key, value = _layer()
+    token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
+    found = attention.replacement_delta(query, key, value, [token], torch.empty(2, 1, 7))
+    assert torch.equal(found, attention.replacement_delta(query, key, value, [token]))
+
+
+def test_presence_is_a_region_of_that_much_everywhere():
+    query, key, value = _layer()
+    settings = {"strength": 0.8, "token_weight": 3.0}
+    values = _random(2, 3, 7, 4, seed=9)
+    present = _token(values, [1, 4], presence=0.4, **settings)
+    _assert_equals_table(query, key, value, [present])
+    everywhere = _token(values, [1, 4], region=torch.full((2, 1, 7, 1), 0.4), **settings)
+    deltas = [
+        attention.replacement_delta(query, key, value, [each]) for each in (present, everywhere)
+    ]
+    torch.testing.assert_close(*deltas)
+
+
+@pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
+def test_blended_values_are_the_column_of_the_value_table(mode):
+    _, _, value = _layer()
+    region = torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(2))
+    settings = {"strength": 1.4, "presence": 0.7, "region": region, "token_weight": 5.0}
+    token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
+    found = attention.blended_values(token, value.half())
+    assert found.dtype == torch.float32
+    exact = value.half().double()
+    for row, position in enumerate((1, 4)):
+        m, star = _region_and_star(token, exact, row)
+        text = exact[row, :, position][:, None]
+        expected = text + 1.4 * m * (star - text)
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+class TestSeparation:
+    @staticmethod
+    def _competitors(number=3, pixels=7, **settings):
+        generator = torch.Generator().manual_seed(4)
+        shares = torch.rand(number, 2, 1, pixels, 1, generator=generator)
+        shares = shares / shares.sum(dim=0)
+        positions = [[1, 4], [0, 2], [3, 3]]
+        return [
+            _token(_random(2, 3, pixels, 4, seed=9 + n), positions[n], share=shares[n], **settings)
+            for n in range(number)
+        ]
+
+    @pytest.mark.parametrize("separation", [0.3, 1.0])
+    @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
+    @pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 2])
+    def test_every_knob_equals_the_value_table(self, monkeypatch, separation, mode, budget):
+        monkeypatch.setattr(attention, "_MAX_TABLE_ELEMENTS", budget)
+        knobs = [
+            {"strength": 0.7, "token_weight": 3.0},
+            {"presence": 0.6, "token_weight": 0.2},
+            {"region": torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(5))},
+        ]
+        tokens = [
+            _token(each.values, each.position.tolist(), mode, share=each.share, **settings)
+            for each, settings in zip(self._competitors(), knobs, strict=True)
+        ]
+        _assert_equals_table(*_layer(), tokens, separation)
+
+    def test_owned_pixels_hear_their_owner_from_every_token(self):
+        """The attention to both tokens, times the owner's value."""
+        query, key, value = _layer(batch=1, heads=1)
+        share = torch.zeros(2, 1, 1, 7, 1)
+        share[0, :, :, :3], share[1, :, :, 3:] = 1.0, 1.0
+        tokens = [
+            _token(_random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
+            for n in range(2)
+        ]
+        found = attention.replacement_delta(query, key, value, tokens, separation=1.0)
+        weights = (query @ key.mT / 2.0).softmax(-1)[0, 0]
+        owner = torch.cat([tokens[0].values[0, 0, :3], tokens[1].values[0, 0, 3:]])
+        both = weights[:, [0, 2]]
+        expected = both.sum(-1, keepdim=True) * owner - both @ value[0, 0, [0, 2]]
+        torch.testing.assert_close(found[0, 0], expected)
+
+    def test_none_is_exactly_no_shares(self):
+        layer = _layer()
+        with_shares = self._competitors(token_weight=2.0, strength=0.9)
+        without = [
+            _token(
+                each.values,
+                each.position.tolist(),
+                token_weight=each.token_weight,
+                strength=each.strength,
+            )
+            for each in with_shares
+        ]
+        found = attention.replacement_delta(*layer, with_shares, separation=0.0)
+        assert torch.equal(found, attention.replacement_delta(*layer, without))
+        assert torch.equal(found, attention.replacement_delta(*layer, without, separation=0.0))
+
+    def test_a_token_that_does_not_compete_keeps_its_own_value(self):
+        query, key, value = _layer()
+        one, other, third = self._competitors()
+        beside = _token(third.values, third.position.tolist(), strength=1.3, token_weight=2.0)
+        _assert_equals_table(query, key, value, [one, beside, other], 1.0)
+        alone = attention.replacement_delta(query, key, value, [beside], separation=1.0)
+        assert torch.equal(alone, attention.replacement_delta(query, key, value, [beside]))
+
+    def test_the_only_owner_of_everything_changes_nothing(self):
+        layer = _layer()
+        values, everything = _random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
+        owner = _token(values, [1, 4], share=everything, strength=0.7)
+        found = attention.replacement_delta(*layer, [owner], separation=0.6)
+        torch.testing.assert_close(found, attention.replacement_delta(*layer, [owner]))
+
+    @pytest.mark.parametrize("settings", [{"strength": 0.0}, {"presence": 0.0}])
+    def test_without_effect_nothing_is_exactly_nothing(self, settings):
+        query, key, value = _layer()
+        found = attention.replacement_delta(
+            query, key, value, self._competitors(**settings), separation=1.0
+        )
+        assert torch.equal(found, torch.zeros_like(query))

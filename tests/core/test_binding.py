@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nested_core.binding import bind, merge_bindings
 from nested_core.errors import BindingError
+from nested_core.fidelity import balance_at
 
 
 def test_the_id_depends_on_token_and_subject_alone(make_subject):
@@ -57,3 +60,73 @@ def test_a_later_binding_replaces_an_earlier_one_of_its_token(make_subject):
 def test_a_noun_with_prompt_syntax_is_refused(make_subject, noun):
     with pytest.raises(BindingError, match="contains prompt syntax"):
         bind(make_subject(), noun=noun)
+
+
+def test_the_middle_fidelity_is_exactly_as_set(make_subject):
+    default, middle = (
+        bind(make_subject(), strength=0.7, token_weight=1.3, **settings)
+        for settings in ({}, {"fidelity": 0.5})
+    )
+    for binding in (default, middle):
+        assert (binding.strength, binding.token_weight) == (0.7, 1.3)
+
+
+def test_no_fidelity_is_the_noun_alone(make_subject):
+    binding = bind(make_subject(), strength=1.7, fidelity=0.0)
+    assert (binding.strength, binding.token_weight) == (0.0, 1.0)
+    assert not binding.has_effect
+
+
+def test_any_other_fidelity_has_an_effect(make_subject):
+    assert bind(make_subject(), fidelity=0.01).has_effect
+    assert bind(make_subject(), fidelity=1.0).has_effect
+
+
+def test_fidelity_scales_what_the_user_set(make_subject):
+    balance = balance_at(0.8)
+    binding = bind(make_subject(), strength=0.5, token_weight=0.4, fidelity=0.8)
+    assert binding.strength == pytest.approx(0.5 * balance.strength)
+    assert binding.token_weight == pytest.approx(0.4 * balance.token_weight)
+
+
+@given(st.floats(0.0, 2.0), st.floats(0.1, 10.0), st.floats(0.0, 1.0))
+def test_fidelity_never_leaves_the_ranges_of_the_formula(
+    make_subject, strength, token_weight, fidelity
+):
+    binding = bind(make_subject(), strength=strength, token_weight=token_weight, fidelity=fidelity)
+    assert 0.0 <= binding.strength <= 2.0
+    assert 0.1 <= binding.token_weight <= 10.0
+
+
+def test_fidelity_stops_at_the_ends_of_those_ranges(make_subject):
+    binding = bind(make_subject(), strength=2.0, token_weight=10.0, fidelity=1.0)
+    assert (binding.strength, binding.token_weight) == (2.0, 10.0)
+
+
+def test_presence_follows_the_schedule_within_the_bindings_part(make_subject):
+    binding = bind(make_subject(), start_percent=0.2, end_percent=0.6, schedule="early")
+    found = [binding.presence_at(percent) for percent in (0.1, 0.2, 0.4, 0.6, 0.7)]
+    assert found == pytest.approx([0.0, 1.0, 0.5, 0.0, 0.0])
+
+
+def test_without_a_schedule_presence_is_all_or_nothing(make_subject):
+    binding = bind(make_subject(), start_percent=0.2, end_percent=0.6)
+    assert [binding.presence_at(percent) for percent in (0.19, 0.2, 0.6, 0.61)] == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"schedule": "sudden"},
+            r"Bind Subject '<anna>': found the schedule 'sudden', expected one of constant, early, "
+            r"late, ease\. Choose one",
+        ),
+        ({"fidelity": 1.5}, "'<anna>': fidelity is 1.5, expected a number from 0 to 1"),
+        ({"fidelity": -0.1}, "'<anna>': fidelity is -0.1, expected a number from 0 to 1"),
+        ({"fidelity": float("nan")}, "'<anna>': fidelity is nan, expected a number from 0 to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make_subject, settings, message):
+    with pytest.raises(BindingError, match=message):
+        bind(make_subject(), "<anna>", **settings)

@@ -95,6 +95,67 @@ def test_the_file_is_the_documented_format(saved: Path, make_encoder: Any):
     assert tensors_of(saved)["subject_tokens"].shape == (8, 24)
 
 
+def test_weights_come_back_bit_for_bit(tmp_path: Path, make_subject: Any):
+    weights = (0.1, 1.0, 1 / 3, 1e-6)
+    subject = replace(make_subject(references=(4, 2, 1, 3)), weights=weights)
+    save_subject(subject, tmp_path / "weighted.safetensors")
+    loaded = load_subject(tmp_path / "weighted.safetensors", subject.encoder)
+    assert loaded.weights == weights
+    assert loaded.digest == subject.digest
+    with safe_open(tmp_path / "weighted.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format_version"] == "1"
+    assert json.loads(metadata["config"])["weights"] == list(weights)
+
+
+def test_a_file_without_weights_has_equal_ones(saved: Path, make_encoder: Any):
+    assert load_subject(saved, make_encoder()).weights == ()
+    rewrite(saved, weights=[0.5, 0.5])
+    assert load_subject(saved, make_encoder()).weights == ()
+
+
+def test_a_files_weights_are_read_relative_to_the_greatest(saved: Path, make_encoder: Any):
+    rewrite(saved, weights=[0.25, 0.5])
+    assert load_subject(saved, make_encoder()).weights == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "null",
+        "3",
+        '"1, 0.5"',
+        '{"0": 1, "1": 1}',
+        "[]",
+        "[1]",
+        "[1, 1, 1]",
+        '[1, "0.5"]',
+        "[\"__import__('os')\", 1]",
+        "[true, 1]",
+        "[1, null]",
+        "[1, [1]]",
+        "[1, 0]",
+        "[1, -0.5]",
+        "[1, 1e-7]",
+        "[1, 1.5]",
+        "[1, NaN]",
+        "[1, Infinity]",
+        "[1, 1" + "0" * 400 + "]",
+    ],
+)
+def test_wrong_weights_are_named(saved: Path, make_encoder: Any, weights: str):
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata()
+    config = metadata["config"].removesuffix("}") + f', "weights": {weights}}}'
+    save_file(tensors_of(saved), saved, {**metadata, "config": config})
+    with pytest.raises(
+        CheckpointError,
+        match=r"^anna\.safetensors: config\.weights is .*, expected 2 number\(s\) from 1e-06 to 1, "
+        r"one for each of config\.references\. The file is damaged",
+    ):
+        load_subject(saved, make_encoder())
+
+
 def test_a_subject_file_is_told_by_its_metadata(saved: Path):
     assert detect(saved) == "subject"
 
@@ -228,6 +289,7 @@ def test_wrong_tokens_are_refused(saved: Path, make_encoder: Any, tensors: Any, 
         ({"tokens": torch.full((8, 24), torch.nan)}, "NaN or infinite values: subject_tokens"),
         ({"thumbnail": "x" * 200_001}, "thumbnail is text of 200,001 characters"),
         ({"noun": ""}, "config.noun is '', expected text"),
+        ({"weights": (1.0,)}, r"config.weights is \[1.0\], expected 2 number"),
     ],
 )
 def test_a_subject_that_could_not_be_loaded_never_replaces_a_good_file(

@@ -1,0 +1,104 @@
+"""Keeping subjects apart: at each pixel they compete, by what the attention layers have shown so far.
+
+A pixel that attends to two subjects' tokens is given a mixture of their values, and the two people
+of a picture grow alike. Holding the weaker one back would not do: its share of attention would fall
+to its noun, and the picture to nobody in particular. So at a pixel of Anna's, *every* competing
+token offers Anna's value (`replacement_delta`), and who owns which pixel is found from the maps
+A_s. Nobody paints a mask.
+
+Our own construction; the paper (arXiv:2501.01407) names the overlap of maps and not its remedy.
+`docs/evaluation.md` has what it is worth and what did not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .shapes import Float
+
+# A pixel that attends to no subject at all has a logarithm to be spared.
+SMALLEST = 1e-6
+
+# Neighbouring pixels belong together: the blur's deviation as a share of each side, for as many
+# subjects; the more of them share a picture, the closer they stand.
+_BLUR_OF_ONE = 0.6
+
+# A map whose deviation is below this is flat: what is left is rounding.
+_FLAT = 1e-3
+
+# How fast a lead in the maps, measured by their own deviation, becomes ownership.
+_SHARPNESS = 200.0
+
+
+def contrast(seen: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:
+    """The logarithm of a map against its own (geometric) mean.
+
+    How much attention a token gets in all differs a hundredfold between layers and says nothing
+    about where its subject is; where it gets more than elsewhere does.
+    """
+    logarithm = seen.float().clamp_min(SMALLEST).log()
+    return logarithm - logarithm.mean(dim=(-2, -1), keepdim=True)
+
+
+def comparability(
+    seen: Float[Tensor, "*batch subjects height width"],
+) -> Float[Tensor, "*batch 1 1 1"]:
+    """How much a layer has to say about who is where: the attention that every subject gets there.
+
+    A map of a token that is next to never looked at is all contrast and no news.
+    """
+    return seen.float().mean(dim=(-2, -1), keepdim=True).amin(dim=-3, keepdim=True)
+
+
+def shares(
+    evidence: Float[Tensor, "*batch subjects height width"],
+    free: Sequence[bool] | None = None,
+) -> Float[Tensor, "*batch subjects height width"]:
+    """Whose each pixel is; the shares of all subjects sum to 1.
+
+    Args:
+        evidence: of every subject, the mean of `contrast` over sites and steps.
+        free: the subjects that the pixels are divided among; all unless given.
+    """
+    subjects, height, width = evidence.shape[-3:]
+    # A word whose map is all peaks would leave the plains to one whose map is flat.
+    deviation = evidence.std(dim=(-2, -1), correction=0, keepdim=True).clamp_min(_FLAT)
+    centred = (evidence - evidence.mean(dim=(-2, -1), keepdim=True)) / deviation
+    blur = _BLUR_OF_ONE / subjects
+    down, across = (_blur_matrix(size, blur, evidence.device) for size in (height, width))
+    lead = _SHARPNESS * (down @ centred @ across.mT)
+    if free is not None and any(free):
+        # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
+        taken = ~torch.tensor(free, device=lead.device).view(-1, 1, 1)
+        lead = lead.masked_fill(taken, -torch.inf)
+    return lead.softmax(dim=-3)
+
+
+def _blur_matrix(size: int, deviation: float, device: torch.device) -> Tensor:
+    positions = torch.arange(size, dtype=torch.float32, device=device)
+    distances = (positions[:, None] - positions) / (deviation * size)
+    weights = torch.exp(-0.5 * distances.square())
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def with_masks(
+    found: Float[Tensor, "*batch subjects height width"],
+    masks: Sequence[Float[Tensor, "*batch height width"] | None],
+) -> Float[Tensor, "*batch subjects height width"]:
+    """The shares when the user said where some subjects are: masks win over whatever was found.
+
+    Args:
+        found: `shares` among the subjects without a mask; those of masked ones are not looked at.
+        masks: one per subject, in [0, 1], or None.
+    """
+    none = torch.zeros_like(found[..., 0, :, :])
+    painted = torch.stack([none if mask is None else mask for mask in masks], dim=-3)
+    # Where masks overlap, their subjects divide the pixel.
+    painted = painted / painted.sum(dim=-3, keepdim=True).clamp_min(1.0)
+    free = torch.tensor([mask is None for mask in masks], device=found.device).view(-1, 1, 1)
+    unmasked = found * free
+    unmasked = unmasked / unmasked.sum(dim=-3, keepdim=True).clamp_min(SMALLEST)
+    return painted + (1.0 - painted.sum(dim=-3, keepdim=True)) * unmasked

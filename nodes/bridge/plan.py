@@ -1,0 +1,174 @@
+"""The plan of one call of the UNet: rows and positions to subjects, worked out on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...nested_core.binding import Binding
+from ...nested_core.competition import shares, with_masks
+from ...nested_core.sites import AttentionSite
+from .conditioning import Place
+from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
+from .sampling import SubjectMaps
+from .site_call import ActiveSubject, RowGroup, Rows, TokenOccurrence
+
+
+class SubjectKey(NamedTuple):
+    """A subject as one row needs it: a binding may have another one for each picture."""
+
+    binding_id: int
+    identity: SubjectIdentity
+
+
+@dataclass(frozen=True, eq=False)
+class Acting:
+    """A binding that acts at this step.
+
+    Attributes:
+        presence: how much, in (0, 1].
+        mask: the user's region on the device, `[rows of the call, 1, height, width]`, or None.
+    """
+
+    binding: Binding
+    sites: frozenset[AttentionSite]
+    presence: float
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Everything that decides the plan of a call.
+
+    Attributes:
+        acting: by binding id.
+        loaded: keys and values on the device, by whose they are.
+        maps: where subjects were seen so far, or None where nobody separates them.
+    """
+
+    acting: Mapping[int, Acting]
+    loaded: Mapping[SubjectIdentity, SubjectKeysValues]
+    places: Sequence[Place]
+    device: torch.device
+    maps: SubjectMaps | None = None
+
+    def plan(self, slots: Tensor) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
+        """The subjects and row groups of a call with slots `[rows, text_tokens]` on the CPU."""
+        grouped = group_rows(
+            [
+                [self._key(place.picture, each) for each in row]
+                for row, place in zip(slots.tolist(), self.places, strict=True)
+            ]
+        )
+        rows_of: dict[SubjectKey, list[int]] = {}
+        for keys, group in grouped.items():
+            for key in dict.fromkeys(keys):
+                rows_of.setdefault(key, []).extend(group)
+        rows_of = {key: sorted(rows) for key, rows in rows_of.items()}
+        subjects = {key: self._subject(key, rows) for key, rows in rows_of.items()}
+        groups = tuple(
+            self._group(keys, group, subjects, rows_of) for keys, group in grouped.items()
+        )
+        return tuple(subjects.values()), groups
+
+    def _group(
+        self,
+        keys: tuple[SubjectKey, ...],
+        positions: Mapping[int, Sequence[int]],
+        subjects: Mapping[SubjectKey, ActiveSubject],
+        rows_of: Mapping[SubjectKey, Sequence[int]],
+    ) -> RowGroup:
+        owned = self._shares(keys, list(positions))
+        return RowGroup(
+            rows=_rows(list(positions), self.device),
+            row_numbers=tuple(positions),
+            occurrences=tuple(
+                TokenOccurrence(
+                    subject=subjects[key],
+                    positions=torch.tensor(
+                        [each[nth] for each in positions.values()], device=self.device
+                    ),
+                    rows_of_subject=_rows(
+                        [rows_of[key].index(row) for row in positions], self.device
+                    ),
+                    share=owned.get(key),
+                )
+                for nth, key in enumerate(keys)
+            ),
+        )
+
+    def _key(self, picture: int, binding_id: int) -> SubjectKey | None:
+        acting = self.acting.get(binding_id)
+        if acting is None:
+            return None
+        identity = identity_of(acting.binding.subject.of_picture(picture))
+        return SubjectKey(binding_id, identity) if identity in self.loaded else None
+
+    def _subject(self, key: SubjectKey, rows: list[int]) -> ActiveSubject:
+        acting = self.acting[key.binding_id]
+        return ActiveSubject(
+            binding=acting.binding,
+            keys_values=self.loaded[key.identity],
+            sites=acting.sites,
+            rows=_rows(rows, self.device),
+            regions=() if acting.mask is None else (acting.mask,),
+            presence=acting.presence,
+        )
+
+    def _shares(self, keys: Sequence[SubjectKey], rows: Sequence[int]) -> dict[SubjectKey, Tensor]:
+        """How much of each pixel is each subject's, `[rows, 1, height, width]`; none if unknown."""
+        subjects = list(dict.fromkeys(keys))
+        if self.maps is None or len(subjects) < 2:
+            return {}
+        ids = [key.binding_id for key in subjects]
+        known = [self.maps.evidence(self.places[row], ids, self.device) for row in rows]
+        evidence = [each for each in known if each is not None]
+        if len(evidence) < len(rows):
+            return {}
+        masks = [self.acting[each].mask for each in ids]
+        found = shares(torch.stack(evidence), [mask is None for mask in masks])
+        if any(mask is not None for mask in masks):
+            found = with_masks(found, [_on_grid(mask, rows, found) for mask in masks])
+        return {
+            key: share[:, None] / keys.count(key)
+            for key, share in zip(subjects, found.unbind(dim=1), strict=True)
+        }
+
+
+def _on_grid(mask: Tensor | None, rows: Sequence[int], like: Tensor) -> Tensor | None:
+    """A mask `[rows of the call, 1, height, width]` as `[rows, height, width]` on a grid."""
+    if mask is None:
+        return None
+    return functional.interpolate(mask[list(rows)], size=like.shape[-2:], mode="area")[:, 0]
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def group_rows(
+    keys: Sequence[Sequence[_Key | None]],
+) -> dict[tuple[_Key, ...], dict[int, list[int]]]:
+    """Rows grouped by the sequence of subjects that they contain, each with its positions.
+
+    Args:
+        keys: the subject of each row and text token, None for none.
+    """
+    groups: dict[tuple[_Key, ...], dict[int, list[int]]] = {}
+    for row, row_keys in enumerate(keys):
+        bound = [(position, each) for position, each in enumerate(row_keys) if each is not None]
+        if bound:
+            positions, found = zip(*bound, strict=True)
+            groups.setdefault(found, {})[row] = list(positions)
+    return groups
+
+
+def _rows(rows: list[int], device: torch.device) -> Rows:
+    """A run of rows as a slice, which copies nothing; else their indices."""
+    if rows == list(range(rows[0], rows[-1] + 1)):
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows, device=device)

@@ -1,0 +1,145 @@
+"""Filling a record of maps while ComfyUI samples, and showing it live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.utils
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...nested_core.maps import MapRecord, RecordPlan, SiteMap, live_view
+from ...nested_core.sites import AttentionSite
+from .conditioning import Place
+from .family import site_dims
+from .site_call import Sighting
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+_KEY = "nested_attention_records"
+_PREVIEW_SIDE = 512
+
+
+def record_maps(
+    model: ModelPatcher, plan: RecordPlan, preview: bool
+) -> tuple[ModelPatcher, MapRecord]:
+    """A clone of the model that fills the record at every sampling, before or behind Apply.
+
+    Raises:
+        HostError: the model is of no supported family.
+        SiteError: the plan's selector names no site of this model.
+    """
+    sites = plan.sites.select(site_dims(model))
+    record = MapRecord(plan)
+    clone = model.clone()
+    clone.set_attachments(_KEY, (*recorders_of(model), Recorder(record, sites, preview)))
+    return clone, record
+
+
+def recorders_of(model: ModelPatcher) -> tuple[Recorder, ...]:
+    """Those of all Record Maps nodes that the model went through."""
+    return model.get_attachment(_KEY) or ()
+
+
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """One Record Maps node.
+
+    Attributes:
+        sites: where it records.
+        preview: whether the maps are shown while the sampler runs.
+    """
+
+    record: MapRecord
+    sites: frozenset[AttentionSite]
+    preview: bool
+
+    def add(
+        self, sightings: Sequence[Sighting], places: Sequence[Place], step: int, num_steps: int
+    ) -> None:
+        """Keeps what one call of the UNet has shown; maps leave the device in one go per grid."""
+        if not self.record.plan.wants_step(step, num_steps):
+            return
+        chosen = [each for each in sightings if each.site in self.sites]
+        wants_values = self.record.plan.wants_values(step, num_steps)
+        for sighting, seen in zip(chosen, _on_cpu([each.seen for each in chosen]), strict=True):
+            for row_index, row in enumerate(sighting.rows):
+                for token in dict.fromkeys(each.token for each in sighting.bindings):
+                    places_of_token = [
+                        n for n, each in enumerate(sighting.bindings) if each.token == token
+                    ]
+                    pictures = sighting.values[row_index] if sighting.values else ()
+                    self.record.add(
+                        SiteMap(
+                            step=step,
+                            num_steps=num_steps,
+                            site=sighting.site,
+                            picture=places[row].picture,
+                            token=token,
+                            attention=_in_whole(
+                                seen[row_index, places_of_token].sum(0), places[row]
+                            ).half(),
+                            values=pictures[places_of_token[0]]
+                            if pictures and wants_values
+                            else None,
+                        )
+                    )
+
+    def with_preview(self, callback: Callable[..., None] | None) -> Callable[..., None] | None:
+        """The sampler's callback, and after it the maps of its step in ComfyUI's preview."""
+        if not self.preview:
+            return callback
+
+        def show(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
+            if callback is not None:
+                callback(step, denoised, x, total_steps)
+            if any(each.step == step for each in self.record.maps):
+                image = _live_image(self.record, step)
+                progress = comfy.utils.ProgressBar(total_steps)
+                progress.update_absolute(step + 1, total_steps, ("JPEG", image, _PREVIEW_SIDE))
+
+        return show
+
+
+def _live_image(record: MapRecord, step: int) -> Image.Image:
+    pixels = live_view(record, record.pictures[0], step=step)
+    image = Image.fromarray((pixels * 255.0).round().astype("uint8"))
+    scale = _PREVIEW_SIDE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _on_cpu(maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps in float32; the device is waited for once per shape, not once per site."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, each in enumerate(maps):
+        by_shape.setdefault(each.shape, []).append(index)
+    found: dict[int, Tensor] = {}
+    for indices in by_shape.values():
+        stacked = torch.stack([maps[index] for index in indices]).cpu()
+        found.update(zip(indices, stacked, strict=True))
+    return [found[index] for index in range(len(maps))]
+
+
+def _in_whole(seen: Tensor, place: Place) -> Tensor:
+    """The map of an area where it lies in the whole picture, on a grid as fine as its own."""
+    if (place.height, place.width) == (place.picture_height, place.picture_width):
+        return seen
+    down, across = seen.shape[0] / place.height, seen.shape[1] / place.width
+    whole = seen.new_zeros(round(place.picture_height * down), round(place.picture_width * across))
+    top, left = round(place.top * down), round(place.left * across)
+    target = whole[top : top + seen.shape[0], left : left + seen.shape[1]]
+    target.copy_(seen[: target.shape[0], : target.shape[1]])
+    return whole
+
+
+def any_values(
+    recorders: Sequence[Recorder], step: int, num_steps: int
+) -> frozenset[AttentionSite]:
+    """The sites whose values some record wants at this step."""
+    wanting = [each for each in recorders if each.record.plan.wants_values(step, num_steps)]
+    return frozenset[Any]().union(*(each.sites for each in wanting))

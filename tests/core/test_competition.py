@@ -1,0 +1,184 @@
+"""Who owns which pixel: what two subjects' maps say, and masks that win over them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nested_core import competition
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _blob(height: int, width: int, down: float, across: float, spread: float = 0.12) -> Tensor:
+    """The contrast of a map with one peak; places and spread as shares of the sides."""
+    rows = (torch.arange(height) + 0.5) / height - down
+    columns = (torch.arange(width) + 0.5) / width - across
+    squares = rows[:, None].square() + columns.square()
+    return competition.contrast(torch.exp(-0.5 * squares / spread**2) + 0.01)
+
+
+class TestContrast:
+    def test_is_the_logarithm_against_the_geometric_mean(self):
+        seen = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+        mean = math.exp(sum(math.log(each) for each in (1, 2, 4, 8)) / 4)
+        torch.testing.assert_close(competition.contrast(seen), (seen / mean).log())
+
+    def test_does_not_hear_how_much_attention_there_is_in_all(self):
+        seen = _random(3, 5, 7).exp()
+        torch.testing.assert_close(
+            competition.contrast(seen / 100), competition.contrast(seen), rtol=1e-5, atol=1e-5
+        )
+
+    def test_each_map_is_by_itself(self):
+        maps = _random(2, 3, 5, 7).exp()
+        alone = torch.stack([torch.stack([competition.contrast(m) for m in row]) for row in maps])
+        torch.testing.assert_close(competition.contrast(maps), alone)
+
+    def test_no_attention_has_no_contrast(self):
+        nothing = torch.zeros(2, 4, 4)
+        torch.testing.assert_close(competition.contrast(nothing), nothing)
+        one = torch.zeros(4, 4)
+        one[1, 2] = 0.5
+        found = competition.contrast(one)
+        assert bool(found.isfinite().all())
+        assert int(found.argmax()) == 4 + 2
+
+    def test_half_precision_is_read_in_full(self):
+        assert competition.contrast(_random(4, 4).exp().half()).dtype == torch.float32
+
+
+class TestComparability:
+    def test_is_the_attention_to_the_least_seen_subject(self):
+        seen = torch.stack([torch.full((2, 3), 0.4), torch.full((2, 3), 0.1)])
+        seen[1, 0, 0] = 0.7  # the mean counts, not the least pixel
+        assert competition.comparability(seen).shape == (1, 1, 1)
+        assert competition.comparability(seen).item() == pytest.approx((5 * 0.1 + 0.7) / 6)
+
+    def test_is_nothing_where_a_subject_is_not_seen(self):
+        seen = torch.stack([torch.ones(2, 4, 4), torch.zeros(2, 4, 4)], dim=1)
+        assert torch.equal(competition.comparability(seen), torch.zeros(2, 1, 1, 1))
+
+    def test_each_row_is_by_itself(self):
+        seen = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
+        alone = torch.stack([competition.comparability(row) for row in seen])
+        torch.testing.assert_close(competition.comparability(seen), alone)
+
+
+class TestShares:
+    @given(
+        batch=st.sampled_from([(), (1,), (3,), (2, 2)]),
+        subjects=st.integers(1, 5),
+        height=st.integers(1, 20),
+        width=st.integers(1, 20),
+        scale=st.sampled_from([0.0, 1e-4, 1.0, 50.0]),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_sum_to_one(self, batch, subjects, height, width, scale):
+        found = competition.shares(scale * _random(*batch, subjects, height, width))
+        assert found.shape == (*batch, subjects, height, width)
+        assert bool((found >= 0).all())
+        torch.testing.assert_close(found.sum(dim=-3), torch.ones(*batch, height, width))
+
+    @pytest.mark.parametrize("number", [2, 3, 5])
+    def test_equal_evidence_is_divided_equally(self, number):
+        found = competition.shares(_blob(12, 9, 0.3, 0.6).expand(number, -1, -1))
+        torch.testing.assert_close(found, torch.full((number, 12, 9), 1 / number))
+
+    @pytest.mark.parametrize("size", [(8, 8), (1, 9), (1, 1)])
+    def test_evidence_without_news_is_divided_equally(self, size):
+        constant = torch.tensor([3.1, -0.7])[:, None, None].expand(-1, *size)
+        rounding = 1e-7 * _random(2, *size)
+        found = competition.shares(constant + rounding)
+        torch.testing.assert_close(found, torch.full((2, *size), 0.5), rtol=0, atol=0.02)
+
+    @pytest.mark.parametrize("size", [(16, 16), (12, 40), (33, 9)])
+    @pytest.mark.parametrize("noise", [0.0, 0.5])
+    def test_find_the_sides_of_two_subjects(self, size, noise):
+        evidence = torch.stack([_blob(*size, 0.5, 0.2), _blob(*size, 0.5, 0.8)])
+        left, right = competition.shares(evidence + noise * _random(2, *size))
+        middle = size[1] // 2
+        assert float(left[:, : middle - 1].mean()) > 0.95
+        assert float(right[:, middle + 1 :].mean()) > 0.95
+
+    def test_find_who_is_above_whom(self):
+        top, bottom = competition.shares(
+            torch.stack([_blob(20, 14, 0.2, 0.5), _blob(20, 14, 0.8, 0.5)])
+        )
+        assert float(top[:8].min()) > 0.95
+        assert float(bottom[12:].min()) > 0.95
+
+    def test_find_three_in_a_row(self):
+        evidence = torch.stack([_blob(10, 30, 0.5, place) for place in (0.5, 1 / 6, 5 / 6)])
+        found = competition.shares(evidence).argmax(dim=0)
+        assert set(found[:, 3:7].flatten().tolist()) == {1}
+        assert set(found[:, 13:17].flatten().tolist()) == {0}
+        assert set(found[:, 23:27].flatten().tolist()) == {2}
+
+    def test_a_word_with_a_flat_map_keeps_its_side(self):
+        """Measured by its own deviation: peaks do not win everything by being high."""
+        evidence = torch.stack([20 * _blob(16, 16, 0.5, 0.2), 0.1 * _blob(16, 16, 0.5, 0.8)])
+        left, right = competition.shares(evidence + torch.tensor([5.0, -5.0])[:, None, None])
+        assert float(left[:, :7].min()) > 0.95
+        assert float(right[:, 9:].min()) > 0.95
+
+    def test_each_row_is_by_itself(self):
+        rows = _random(4, 3, 9, 7)
+        alone = torch.stack([competition.shares(row) for row in rows])
+        torch.testing.assert_close(competition.shares(rows), alone)
+
+
+class TestMasks:
+    FOUND = _random(2, 3, 6, 8).softmax(dim=1)
+    LEFT = torch.zeros(2, 6, 8).index_fill(2, torch.arange(4), 1.0)
+
+    def test_no_masks_change_nothing(self):
+        torch.testing.assert_close(competition.with_masks(self.FOUND, [None] * 3), self.FOUND)
+
+    def test_a_mask_wins_and_the_free_divide_the_rest_as_found(self):
+        found = competition.with_masks(self.FOUND, [None, self.LEFT, None])
+        assert torch.equal(found[:, 1], self.LEFT)
+        assert torch.equal(found[:, ::2, :, :4], torch.zeros(2, 2, 6, 4))
+        free = self.FOUND[:, ::2, :, 4:]
+        torch.testing.assert_close(found[:, ::2, :, 4:], free / free.sum(dim=1, keepdim=True))
+
+    def test_part_of_a_mask_leaves_the_other_part_to_the_free(self):
+        found = competition.with_masks(self.FOUND, [0.25 * self.LEFT, None, None])
+        torch.testing.assert_close(found[:, 0], 0.25 * self.LEFT)
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 6, 8))
+
+    def test_overlapping_masks_are_divided(self):
+        whole = torch.ones(2, 6, 8)
+        found = competition.with_masks(self.FOUND, [self.LEFT, whole, None])
+        torch.testing.assert_close(found[:, 0], 0.5 * self.LEFT)
+        torch.testing.assert_close(found[:, 1], whole - 0.5 * self.LEFT)
+        assert torch.equal(found[:, 2], torch.zeros(2, 6, 8))
+
+    def test_where_all_are_masked_the_rest_is_nobodys(self):
+        masks = [0.3 * self.LEFT, 0.2 * self.LEFT, torch.zeros(2, 6, 8)]
+        found = competition.with_masks(self.FOUND, masks)
+        torch.testing.assert_close(found, torch.stack(masks, dim=1))
+
+    def test_a_masked_subject_that_is_seen_elsewhere_leaves_that_to_the_free(self):
+        """However sure the maps are: outside her mask Anna owns nothing."""
+        evidence = torch.stack([_blob(6, 8, 0.5, 0.8), _blob(6, 8, 0.5, 0.2)]).expand(2, -1, -1, -1)
+        found = competition.shares(evidence, free=[False, True])
+        found = competition.with_masks(found, [self.LEFT, None])
+        torch.testing.assert_close(found[:, 0], self.LEFT)
+        torch.testing.assert_close(found[:, 1], 1.0 - self.LEFT)
+
+    def test_the_masked_are_not_among_those_who_divide_the_rest(self):
+        found = competition.shares(_random(2, 3, 6, 8), free=[True, False, True])
+        assert torch.equal(found[:, 1], torch.zeros(2, 6, 8))
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 6, 8))
+
+    def test_nobody_free_is_not_an_error(self):
+        found = competition.shares(_random(2, 2, 6, 8), free=[False, False])
+        assert bool(found.isfinite().all())

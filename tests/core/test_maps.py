@@ -1,0 +1,318 @@
+"""The record of a sampling: which steps, what is kept, and how it is summed up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nested_core.errors import SiteError
+from nested_core.maps import (
+    MapError,
+    MapRecord,
+    RecordPlan,
+    SiteMap,
+    ValuePicture,
+    parse_steps,
+    value_picture,
+)
+from nested_core.sites import AttentionSite
+
+_FINE, _COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
+
+
+def _map(attention, step=0, site=_FINE, picture=0, token="<anna>", values=None, num_steps=4):
+    attention = torch.as_tensor(attention, dtype=torch.float16)
+    return SiteMap(step, num_steps, site, picture, token, attention, values)
+
+
+def _record(*maps: SiteMap, plan: RecordPlan | None = None) -> MapRecord:
+    record = MapRecord(plan or RecordPlan())
+    record.begin(4)
+    for each in maps:
+        record.add(each)
+    return record
+
+
+def _values(number: float) -> ValuePicture:
+    return ValuePicture(torch.full((1, 2, 3), number).half(), torch.zeros(3).half(), 1.0)
+
+
+def _wanted(text: str, num_steps: int) -> list[int]:
+    plan = RecordPlan.from_text(text)
+    return [step for step in range(num_steps) if plan.wants_step(step, num_steps)]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", [0, 1, 2, 3, 4, 5]),
+        ("  ", [0, 1, 2, 3, 4, 5]),
+        ("0", [0]),
+        ("1-3", [1, 2, 3]),
+        ("0-1, 3,last", [0, 1, 3, 5]),
+        ("4-last", [4, 5]),
+        ("3 - 4", [3, 4]),
+        ("last-last", [5]),
+        ("3-99", [3, 4, 5]),
+        ("6", []),
+    ],
+)
+def test_steps_select(text, expected):
+    assert _wanted(text, 6) == expected
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x", "cannot read the term 'x'"),
+        ("1,,2", "cannot read the term ''"),
+        ("-1", "cannot read the term '-1'"),
+        ("1.5", "cannot read the term '1.5'"),
+        ("5-2", "5-2 in '5-2' runs backwards. Write 2-5"),
+        ("last-3", "runs backwards. Write 3-last"),
+    ],
+)
+def test_unreadable_steps_are_an_error(text, message):
+    with pytest.raises(MapError, match=message):
+        parse_steps(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4))
+def test_steps_select_the_union_of_their_ranges(pairs):
+    ranges = [(min(pair), max(pair)) for pair in pairs]
+    expected = {step for first, last in ranges for step in range(first, last + 1)} & set(range(8))
+    assert set(_wanted(",".join(f"{a}-{b}" for a, b in ranges), 8)) == expected
+
+
+def test_a_step_outside_the_sampling_is_never_wanted():
+    assert not RecordPlan().wants_step(6, 6)
+    assert not RecordPlan().wants_step(-1, 6)
+
+
+@pytest.mark.parametrize("text, step", [("", 5), ("0-3", 3), ("4,1", 4), ("last", 5), ("2-99", 5)])
+def test_values_are_wanted_at_the_last_wanted_step_only(text, step):
+    plan = RecordPlan.from_text(text)
+    assert [each for each in range(6) if plan.wants_values(each, 6)] == [step]
+
+
+def test_no_values_are_wanted_without_values():
+    assert not any(RecordPlan(values=False).wants_values(step, 6) for step in range(6))
+
+
+def test_the_plan_reads_sites_as_bindings_do():
+    plan = RecordPlan.from_text(sites="m0")
+    assert plan.sites.select([_FINE, _COARSE]) == {_COARSE}
+    with pytest.raises(SiteError, match="cannot read"):
+        RecordPlan.from_text(sites="q")
+
+
+def test_maps_of_the_same_place_are_averaged():
+    record = _record(_map([[0.0, 0.25]]), _map([[0.5, 0.25]]), _map([[1.0, 0.25]]))
+    assert len(record.maps) == 1
+    assert record.maps[0].attention.tolist() == [[0.5, 0.25]]
+
+
+@pytest.mark.parametrize(
+    "other", [{"step": 1}, {"site": _COARSE}, {"picture": 1}, {"token": "<rex>"}]
+)
+def test_maps_of_different_places_stay_apart(other):
+    record = _record(_map([[0.0]]), _map([[1.0]], **other))
+    assert [each.attention.item() for each in record.maps] == [0.0, 1.0]
+
+
+def test_the_latest_values_of_a_place_stay():
+    record = _record(
+        _map([[0, 0]], values=_values(1)), _map([[0, 0]], values=_values(2)), _map([[0, 0]])
+    )
+    values = record.maps[0].values
+    assert values is not None
+    assert values.colours[0, 0, 0] == 2
+
+
+def test_a_new_sampling_forgets_the_last():
+    record = _record(_map([[1.0]]), _map([[1.0]], step=1))
+    record.begin(7)
+    record.add(_map([[0.5]]))
+    record.add(_map([[0.0]]))
+    assert record.num_steps == 7
+    assert [each.attention.item() for each in record.maps] == [0.25]
+
+
+@pytest.mark.parametrize(
+    "attention", [torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.float16, device="meta")]
+)
+def test_a_map_is_float16_on_the_cpu(attention):
+    with pytest.raises(AssertionError):
+        SiteMap(0, 4, _FINE, 0, "<anna>", attention)
+
+
+def test_an_unused_record_says_that_nothing_was_sampled():
+    with pytest.raises(MapError, match="nothing was sampled with this node's MODEL"):
+        MapRecord(RecordPlan()).require_maps()
+
+
+def test_an_empty_record_says_what_was_recorded_and_what_to_check():
+    record = _record(plan=RecordPlan.from_text("30-40"))
+    with pytest.raises(MapError, match=r"4 steps \(0 to 3\).*'30-40'.*token.*CLIP of Apply"):
+        record.require_maps()
+    _record(_map([[1.0]])).require_maps()
+
+
+def test_the_mean_counts_each_map_once_on_the_finest_grid():
+    fine = _map([[0.4, 0.0], [0.0, 0.0]])
+    later = _map([[0.8, 0.0], [0.0, 0.0]], step=1)
+    coarse = _map([[0.3]], site=_COARSE)
+    mean = _record(coarse, fine, later, _map([[9.0]], token="<rex>")).mean(0, "<anna>")
+    expected = torch.tensor([[1.5, 0.3], [0.3, 0.3]]) / 3
+    torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)  # maps are float16
+
+
+def test_maps_shrink_by_area_and_grow_smoothly():
+    small = _record(_map([[0.0, 1.0], [0.0, 0.5], [0.0, 0.5], [1.0, 0.0]]))
+    assert small.mean(0, "<anna>", grid=(1, 2)).tolist() == [[0.25, 0.5]]
+    large = _record(_map([[0.0, 1.0]]))
+    assert large.mean(0, "<anna>", grid=(1, 4)).tolist() == [[0.0, 0.25, 0.75, 1.0]]
+
+
+def test_by_step_and_by_resolution_split_what_the_mean_joins():
+    record = _record(
+        _map([[1.0, 1.0]], step=2),
+        _map([[0.5, 0.5]], step=1),
+        _map([[0.25]], step=1, site=_COARSE),
+    )
+    by_step = record.by_step(0, "<anna>")
+    assert {step: each.tolist() for step, each in by_step.items()} == {
+        1: [[0.375, 0.375]],
+        2: [[1.0, 1.0]],
+    }
+    assert list(by_step) == [1, 2]
+    by_resolution = record.by_resolution(0, "<anna>")
+    assert {grid: each.tolist() for grid, each in by_resolution.items()} == {
+        (1, 2): [[0.75, 0.75]],
+        (1, 1): [[0.25]],
+    }
+    assert list(by_resolution) == [(1, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "maps, expected, share",
+    [
+        ([[0.5, 0.0], [0.0, 0.1]], [0.0, 0.0], 0.0),  # apart
+        ([[0.5, 0.25], [0.1, 0.05]], [1.0, 0.5], 1.0),  # the same, at different strength
+        ([[0.5, 0.25], [0.0, 0.1]], [0.0, 0.5], 0.25),
+        ([[0.5, 0.0], [0.0, 0.1], [0.0, 0.0]], [0.0, 0.0], 0.0),
+        ([[0.5, 0.0], [0.0, 0.1], [0.2, 0.2]], [1.0, 1.0], 1.0),
+        ([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0], 0.0),
+    ],
+)
+def test_overlap_is_the_second_largest_of_maps_at_their_peaks(maps, expected, share):
+    tokens = [f"<{number}>" for number in range(len(maps))]
+    record = _record(*(_map([row], token=token) for row, token in zip(maps, tokens, strict=True)))
+    second, found = record.overlap(0, tokens)
+    # Maps are float16.
+    torch.testing.assert_close(second, torch.tensor([expected]), rtol=1e-3, atol=1e-4)
+    assert found == pytest.approx(share, abs=1e-3)
+
+
+def test_values_come_in_network_order():
+    record = _record(
+        _map([[0.0, 0.0]], values=_values(1)),
+        _map([[0.0, 0.0]], site=_COARSE, values=_values(2)),
+        _map([[0.0, 0.0]], site=AttentionSite("input", 4, 0)),
+    )
+    assert [each.site for each in record.values(0, "<anna>")] == [_COARSE, _FINE]
+
+
+def _random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _layer(channels=8, heads=2, grid=(5, 6), seed=0):
+    """Values with a clear order of their components, and a text value."""
+    stretch = torch.tensor([8.0, 4.0, 2.0, 0.5] + [0.1] * (heads * channels - 4))
+    points = _random(grid[0] * grid[1], heads * channels, seed=seed) * stretch + 1.0
+    turn = torch.linalg.qr(_random(heads * channels, heads * channels, seed=seed + 1)).Q
+    values = (points @ turn).view(-1, heads, channels).transpose(0, 1)
+    return values, _random(heads, 1, channels, seed=seed + 2), grid
+
+
+def _by_svd(values, text_value):
+    """The same by the full decomposition, in float64; signs left open."""
+    points = values.double().transpose(0, 1).flatten(1)
+    mean = points.mean(0)
+    axes = torch.linalg.svd(points - mean).Vh[:3].T
+    return (points - mean) @ axes, (text_value.double().flatten() - mean) @ axes
+
+
+def test_value_picture_is_the_first_three_principal_components():
+    values, text_value, grid = _layer()
+    found = value_picture(values, text_value, grid)
+    colours, flat = _by_svd(values, text_value)
+    signs = (found.colours.double().flatten(0, 1) * colours).sum(0).sign()
+    # float16 keeps three digits of coordinates up to about 20.
+    torch.testing.assert_close(
+        found.colours.double().flatten(0, 1) * signs, colours, rtol=2e-3, atol=1e-2
+    )
+    torch.testing.assert_close(found.flat.double() * signs, flat, rtol=2e-3, atol=1e-2)
+    variances = values.transpose(0, 1).flatten(1).var(dim=0, correction=0)
+    share = colours.square().mean(0).sum() / variances.sum()
+    assert found.explained == pytest.approx(float(share), abs=1e-4)
+
+
+def test_value_picture_lies_as_its_grid():
+    values = torch.arange(6.0).view(1, 6, 1).repeat(1, 1, 4)
+    colours = value_picture(values, torch.zeros(1, 1, 4), (2, 3)).colours
+    torch.testing.assert_close(
+        colours[..., 0].float(), torch.tensor([[-5.0, -3, -1], [1, 3, 5]]), rtol=1e-3, atol=1e-3
+    )
+    assert not colours[..., 1:].any()  # one direction: no second and third component
+
+
+def test_value_picture_neither_reads_nor_moves_the_random_state():
+    values, text_value, grid = _layer()
+    torch.manual_seed(1)
+    first = value_picture(values, text_value, grid)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = value_picture(values, text_value, grid)
+    assert torch.equal(first.colours, second.colours)
+    assert torch.equal(first.flat, second.flat)
+
+
+def test_signs_stay_when_values_move_a_little():
+    values, text_value, grid = _layer()
+    first = value_picture(values, text_value, grid).colours.float().flatten(0, 1)
+    for seed in range(10, 20):
+        moved = values + 0.01 * _random(*values.shape, seed=seed)
+        second = value_picture(moved, text_value, grid).colours.float().flatten(0, 1)
+        assert ((first * second).sum(0) > 0).all()
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, 1e4])
+def test_equal_values_are_zeros(number):
+    values = _random(2, 1, 8, seed=0).repeat(1, 6, 1) * number
+    found = value_picture(values, torch.ones(2, 1, 8), (2, 3))
+    assert not found.colours.any()
+    assert not found.flat.any()
+    assert found.explained == 0.0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 8), (1, 6, 1), (1, 2, 2)])
+def test_few_pixels_or_channels_are_no_trouble(shape):
+    found = value_picture(
+        _random(*shape, seed=0), _random(shape[0], 1, shape[2], seed=1), (1, shape[1])
+    )
+    assert found.colours.isfinite().all()
+    assert found.colours.shape == (1, shape[1], 3)
+
+
+def test_half_precision_values_give_the_same_picture():
+    values, text_value, grid = _layer()
+    exact = value_picture(values.half().float(), text_value.half().float(), grid)
+    found = value_picture(values.half(), text_value.half(), grid)
+    assert torch.equal(found.colours, exact.colours)
+    assert found.colours.dtype == found.flat.dtype == torch.float16
