@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from .host import BaseModel, TinyWorldHost
 
 log = logging.getLogger(__name__)
 SCHEDULE = TinyWorldHost.schedule
+ExamplesFunction = Callable[[int, int, int], BaseExamples]
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,24 @@ def base_loss(
 
 
 class BaseTrainer:
-    """The base model's run in a folder; made anew, it goes on where an earlier one stopped."""
+    """The base model's run in a folder; made anew, it goes on where an earlier one stopped.
 
-    def __init__(self, settings: BaseTraining, folder: Path, accelerator: Accelerator) -> None:
+    Args:
+        model: what the run starts from; a network that has seen nothing without it.
+        examples: samples of the data by seed, first number and count.
+    """
+
+    def __init__(
+        self,
+        settings: BaseTraining,
+        folder: Path,
+        accelerator: Accelerator,
+        model: BaseModel | None = None,
+        examples: ExamplesFunction = base_examples,
+    ) -> None:
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
-        self.checkpoints = folder / "checkpoints"
-        self.model = untrained_model(settings.seed)
+        self.checkpoints, self.examples = folder / "checkpoints", examples
+        self.model = model or untrained_model(settings.seed)
         self.parameters = list(self.model.parameters())
         optimiser = torch.optim.AdamW(
             self.parameters, settings.learning_rate, betas=(0.9, 0.99), fused=True
@@ -162,7 +176,7 @@ class BaseTrainer:
         set_learning_rate(self.optimiser, settings.learning_rate * factor)
         share = settings.batch_size // accelerator.num_processes
         first = self.step * settings.batch_size + accelerator.process_index * share
-        batch = base_examples(settings.seed, first, share)
+        batch = self.examples(settings.seed, first, share)
         rows, _ = self.model.rows([Caption(text, "") for text in batch.captions])
         loss = base_loss(self.net, rows, batch, settings, seed=first)
         accelerator.backward(loss)

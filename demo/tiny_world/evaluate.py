@@ -25,6 +25,7 @@ from tiny_world.evaluation.ablations import TrainingNeededError  # noqa: E402
 from tiny_world.evaluation.report import write_report  # noqa: E402
 from tiny_world.evaluation.results import Results, collect  # noqa: E402
 from tiny_world.evaluation.running import Evaluation  # noqa: E402
+from tiny_world.evaluation.several.report import SeveralResults, collect_several  # noqa: E402
 from tiny_world.evaluation.studio import Sampling  # noqa: E402
 from tiny_world.files import WEIGHTS, MissingWeightsError  # noqa: E402
 
@@ -45,14 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         results = collect(evaluation, methods.chosen(options.methods), options.identities)
+        several = collect_several(evaluation, options.several) if options.several else None
     except (TrainingNeededError, MissingWeightsError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     _print(results)
+    if several is not None:
+        _print_several(several)
     if options.json:
-        options.json.write_text(json.dumps(results.rows(), indent=1) + "\n", encoding="utf-8")
+        rows = [*results.rows(), *(several.rows() if several else ())]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.report:
-        write_report(options.report, results)
+        write_report(options.report, results, several)
         print(f"evaluate: wrote {options.report}")
     return 0
 
@@ -76,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         default=256,
         help="of the main group, default: %(default)s; all others draw at most "
         f"{methods.ABLATION_IDENTITIES}",
+    )
+    parser.add_argument(
+        "--several",
+        type=_positive,
+        metavar="N",
+        help="also draw N scenes of each kind with two and three subjects, and measure their bleed",
     )
     parser.add_argument("--seed", type=int, default=0, help="of identities, prompts and noise")
     parser.add_argument("--json", type=Path, help="write a row for each method and style")
@@ -118,6 +129,16 @@ def _print(results: Results) -> None:
             print(
                 f"{row['method']:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{row['n']:6}"
             )
+
+
+def _print_several(several: SeveralResults) -> None:
+    print(f"{'several subjects':54}{'subjects':>10}{'background':>12}{'bleed':>8}{'stranger':>10}")
+    for row in several.rows():
+        name = f"{row['style']}: {row['method'].removeprefix('several: ')}"
+        print(
+            f"{name:54}{row['subject_psnr']:10.2f}{row['background_psnr']:12.2f}"
+            f"{row['bleed']:8.3f}{row['stranger']:10.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ _FIXED = {
 
 STYLES = ("photo", "negative", "sketch", "night")
 PLACES: Mapping[str, int] = {"left": 0, "centre": 10, "right": 20}  # first column of the sprite
+OPEN_PLACES = ("left", "right")  # of two subjects whose places the caption leaves open
 BACKGROUNDS = ("forest", "beach", "city", "desert")
 PROPS = ("nothing", "sun", "moon", "kite")
 
@@ -213,6 +214,7 @@ def caption(
     scene: Scene,
     named: Sequence[Sequence[str]] | None = None,
     nouns: Sequence[str] | None = None,
+    says_places: bool = True,
 ) -> str:
     """The words for a picture: the scene, then the subjects from left to right.
 
@@ -222,6 +224,7 @@ def caption(
     Args:
         named: for each subject the parts whose colours are said; none without it.
         nouns: what each subject is called, `{subject}` say; its kind without it.
+        says_places: whether it says where each stands.
     """
     prop = "" if scene.prop == "nothing" else f" under a {scene.prop}"
     words = f"a {scene.style} in the {scene.background}{prop}"
@@ -231,7 +234,8 @@ def caption(
             f"{subject.identity.names[part]} {part}" for part in (named[index] if named else ())
         ]
         having = f" with {' and '.join(parts)}" if parts else ""
-        words += f", at the {subject.place} {noun}{having}"
+        place = f"at the {subject.place} " if says_places else ""
+        words += f", {place}{noun}{having}"
     return words
 
 

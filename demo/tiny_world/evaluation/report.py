@@ -10,13 +10,16 @@ from . import sections
 from .figures import FIGURES
 from .requirements import requirements
 from .results import Results
+from .several.report import SeveralResults
+from .several.report import figure as several_figure
+from .several.report import section as several_section
 
 BEGIN = "<!-- conclusions: written by hand, kept when this page is written again -->"
 END = "<!-- end of conclusions -->"
 _NOTHING = "None have been written yet."
 
 
-def write_report(page: Path, results: Results) -> None:
+def write_report(page: Path, results: Results, several: SeveralResults | None = None) -> None:
     """Writes the page and, beside it, its figures; what stands between the marks stays."""
     earlier = page.read_text(encoding="utf-8") if page.exists() else ""
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +29,10 @@ def write_report(page: Path, results: Results) -> None:
         if image is not None:
             figures[name] = f"{page.stem}-{name}.png"
             image.save(page.parent / figures[name], optimize=True)
-    text = "\n\n".join(_paragraphs(results, figures, conclusions_of(earlier)))
+    if several is not None:
+        figures["several"] = f"{page.stem}-several.png"
+        several_figure(several).save(page.parent / figures["several"], optimize=True)
+    text = "\n\n".join(_paragraphs(results, figures, conclusions_of(earlier), several))
     page.write_text(text + "\n", encoding="utf-8")
 
 
@@ -36,10 +42,18 @@ def conclusions_of(page: str) -> str:
     return (found[1].strip() if found else "") or _NOTHING
 
 
-def _paragraphs(results: Results, figures: dict[str, str], conclusions: str) -> Iterator[str]:
+def _paragraphs(
+    results: Results,
+    figures: dict[str, str],
+    conclusions: str,
+    several: SeveralResults | None,
+) -> Iterator[str]:
     yield sections.introduction(results)
     yield f"## Conclusions\n\n{BEGIN}\n\n{conclusions}\n\n{END}"
     for heading, write, figure in _SECTIONS:
+        if heading == _LAST and several is not None:
+            yield f"## Several subjects\n\n{several_section(several)}"
+            yield f"![Several subjects]({figures['several']})"
         text = write(results)
         if text:
             yield f"## {heading}\n\n{text}"
@@ -47,6 +61,7 @@ def _paragraphs(results: Results, figures: dict[str, str], conclusions: str) -> 
                 yield f"![{heading}]({figures[figure]})"
 
 
+_LAST = "Every figure"
 _SECTIONS: tuple[tuple[str, Callable[[Results], str], str], ...] = (
     ("What is claimed", sections.claims, ""),
     ("How it was measured", sections.method, ""),
@@ -55,6 +70,6 @@ _SECTIONS: tuple[tuple[str, Callable[[Results], str], str], ...] = (
     ("Pictures", sections.pictures, "examples"),
     ("Identity against prompt", sections.curve, "curve"),
     ("What each part is worth", sections.ablations, "ablations"),
-    ("Every figure", sections.everything, ""),
+    (_LAST, sections.everything, ""),
     ("How to repeat it", sections.repeat, ""),
 )

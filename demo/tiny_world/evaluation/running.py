@@ -69,19 +69,21 @@ class Evaluation:
 
     def encoder_path(self, method: Method) -> Path | None:
         """The encoder's file, trained first where it is missing."""
-        if method.encoder is None:
-            return None
-        if method.encoder == SHIPPED:
+        return None if method.encoder is None else self.encoder_file(method.encoder)
+
+    def encoder_file(self, name: str) -> Path:
+        """The file of the shipped encoder or of an ablation's, trained first where it is missing."""
+        if name == SHIPPED:
             return weights_file(self.weights, ENCODER_FILE)
-        file = encoder_file(self.folder, method.encoder, self._base_hash, self.budget)
-        train_if_missing(file, method.encoder, self.weights, self.budget)
+        file = encoder_file(self.folder, name, self.base_hash, self.budget)
+        train_if_missing(file, name, self.weights, self.budget)
         return file
 
     def _parts(self, method: Method) -> Parts:
         encoder = self.encoder_path(method)
         settings = {
             "method": {"kind": type(method).__name__, **asdict(method)},
-            "base": self._base_hash,
+            "base": self.base_hash,
             "encoder": None if encoder is None else file_hash(encoder),
             "seed": self.seed,
             "world": self._world,
@@ -105,7 +107,8 @@ class Evaluation:
         return Studio(self.weights, self.sampling)
 
     @cached_property
-    def _base_hash(self) -> str:
+    def base_hash(self) -> str:
+        """Of the base model's and the image encoder's files."""
         return file_hash(*(weights_file(self.weights, name) for name in (BASE_FILE, VISION_FILE)))
 
     @cached_property

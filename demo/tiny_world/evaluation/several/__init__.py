@@ -1,0 +1,1 @@
+"""Scenes of several subjects: is each itself, or are they mixed?"""
