@@ -135,7 +135,7 @@ def replacement_delta(
     text_value: Float[Tensor, "batch heads text_tokens head_dim"],
     bound_tokens: Sequence[BoundToken],
     seen: Float[Tensor, "batch bound_tokens pixels"] | None = None,
-    separation: float = 0.0,
+    separation: Float[Tensor, "batch 1 pixels 1"] | None = None,
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """What replacing the bound tokens' values, and weighting those tokens, adds to the layer's output.
 
@@ -145,7 +145,7 @@ def replacement_delta(
         seen: filled, where given, with A_s(q): how much each pixel attends to each bound token,
             before any token weight, as the mean over heads.
         separation: in [0, 1], how far the tokens that compete offer the value of the subject that
-            owns the pixel instead of their own's. 0: u_s stays as above.
+            owns the pixel instead of their own's. None: u_s stays as above.
     """
     key, value = text_key.float(), text_value.float()
     pieces = [
@@ -164,7 +164,7 @@ def _delta_of_pixels(
     bound_tokens: Sequence[BoundToken],
     pixels: slice,
     seen: Tensor | None,
-    separation: float,
+    separation: Tensor | None,
 ) -> Tensor:
     attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
     text_values = [_rows_at(value, token.position) for token in bound_tokens]
@@ -185,11 +185,12 @@ def _delta_of_pixels(
         delta = weighted / total - plain
 
     attended = [column * gain / total for column, gain in zip(columns, gains, strict=True)]
+    taken = 0.0 if separation is None else separation[:, :, pixels].float()
     for token, column, text in zip(bound_tokens, attended, text_values, strict=True):
-        own = 1.0 if token.share is None else 1.0 - separation
+        own = 1.0 if token.share is None else 1.0 - taken
         delta = delta + own * column * _moved_values(token, text, pixels)
-    if separation > 0.0:
-        delta = delta + separation * _delta_of_owners(bound_tokens, attended, text_values, pixels)
+    if separation is not None:
+        delta = delta + taken * _delta_of_owners(bound_tokens, attended, text_values, pixels)
     return delta
 
 
@@ -201,8 +202,9 @@ def _delta_of_owners(
 ) -> Tensor | float:
     """The delta if all competing tokens offered the value of the pixel's owner.
 
-    A token s would offer V[s] + sum_t share_t w m_t (v*_t - V[s]); summed over all s the terms
-    gather around the attention to all of them, C = sum_s A_s, and T = sum_s A_s V[s].
+    A token s would offer V[s] + sum_t share_t w_t p_t (v*_t - V[s]), p being the presence: a mask is
+    in the share already. Summed over all s the terms gather around the attention to all of them,
+    C = sum_s A_s, and T = sum_s A_s V[s].
     """
     each = zip(bound_tokens, attended, text_values, strict=True)
     competing = [every for every in each if every[0].share is not None]
@@ -211,7 +213,7 @@ def _delta_of_owners(
     delta: Tensor | float = 0.0
     for token, _, own_text in competing:
         assert token.share is not None
-        share = token.share[:, :, pixels].float() * token.strength * _region(token, pixels)
+        share = token.share[:, :, pixels].float() * token.strength * token.presence
         delta = delta + share * (attention * _star(token, own_text, pixels) - text)
     return delta
 

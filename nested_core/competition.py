@@ -26,8 +26,14 @@ SMALLEST = 1e-6
 # subjects; the more of them share a picture, the closer they stand.
 _BLUR_OF_ONE = 0.6
 
+# How much more a pixel counts in the blur for each deviation by which it attends more to somebody.
+_PRESENCE = 0.5
+
 # A map whose deviation is below this is flat: what is left is rounding.
 _FLAT = 1e-3
+
+# The lead, in the logarithm of attention, with which a pixel counts as decided (half of it: open).
+_DECIDED = 0.7
 
 # How fast a lead in the maps, measured by their own deviation, becomes ownership.
 _SHARPNESS = 200.0
@@ -67,14 +73,31 @@ def shares(
     # A word whose map is all peaks would leave the plains to one whose map is flat.
     deviation = evidence.std(dim=(-2, -1), correction=0, keepdim=True).clamp_min(_FLAT)
     centred = (evidence - evidence.mean(dim=(-2, -1), keepdim=True)) / deviation
+    # What the sky thinks of the two does not count: pixels weigh by how much they attend to anyone.
+    strongest = centred.amax(dim=-3, keepdim=True)
+    present = (_PRESENCE * (strongest - strongest.amax(dim=(-2, -1), keepdim=True))).exp()
     blur = _BLUR_OF_ONE / subjects
     down, across = (_blur_matrix(size, blur, evidence.device) for size in (height, width))
-    lead = _SHARPNESS * (down @ centred @ across.mT)
+    weight = (down @ present @ across.mT).clamp_min(SMALLEST)
+    blurred = (down @ (centred * present) @ across.mT) / weight
+    lead = _SHARPNESS * blurred
     if free is not None and any(free):
         # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
         taken = ~torch.tensor(free, device=lead.device).view(-1, 1, 1)
         lead = lead.masked_fill(taken, -torch.inf)
     return lead.softmax(dim=-3)
+
+
+def contested(
+    evidence: Float[Tensor, "*batch subjects height width"],
+) -> Float[Tensor, "*batch 1 height width"]:
+    """Where it is open whose a pixel is: 1 where two subjects are level, near 0 where one leads.
+
+    A pixel that already knows whom it listens to is left alone: ownership has hard edges, and
+    attention knows better where two people touch.
+    """
+    first, second = evidence.topk(2, dim=-3).values.unbind(dim=-3)
+    return torch.exp(-(((first - second) / _DECIDED) ** 4)).unsqueeze(-3)
 
 
 def _blur_matrix(size: int, deviation: float, device: torch.device) -> Tensor:

@@ -7,10 +7,7 @@ is called, on a copy of the options that ends with the call.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +33,8 @@ from .kv_cache import SubjectIdentity, SubjectKeysValues, keys_and_values
 from .plan import Acting, Planner
 from .recording import recorders_of
 from .sampling import SAMPLING_KEY, Sampling
-from .site_call import CALL_KEY, Patch, SiteCall, warn_once_logger
+from .site_call import CALL_KEY, SiteCall, warn_once_logger
+from .site_patch import site_patches, traced_apart
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -181,44 +179,51 @@ class BoundModel:
         options = dict(transformer_options or {})
         slots, masks = kwargs.pop(SLOTS_KEY, None), kwargs.pop(REGIONS_KEY, ())
         places = kwargs.pop(PLACES_KEY, None)
+        sampling = options.pop(SAMPLING_KEY, None)
         call = SiteCall(
             num_rows=x.shape[0],
             num_text_tokens=0 if slots is None else slots.shape[1],
             foreign=options.get("patches_replace", {}).get("attn2", {}),
             warn_once=self._warn_once,
-            separation=self.separation,
         )
         if slots is not None and places is not None and self._have_a_row_each(x, (slots, *masks)):
-            self._plan(call, executor.class_obj, x, t, slots, masks, places, options)
+            noise_level = self._noise_level(sampling, t, options)
+            where = [Place(*row) for row in places.tolist()]
+            self._plan(call, executor.class_obj, x, slots, masks, where, sampling, noise_level)
         options[CALL_KEY] = call
         # Every site, also in calls without a bound row: a compiled UNet remembers which sites were
         # patched when it was traced.
         replace = options.get("patches_replace", {})
-        options["patches_replace"] = {**replace, "attn2": {**call.foreign, **self._site_patches()}}
-        with _traced_apart():
+        options["patches_replace"] = {
+            **replace,
+            "attn2": {**call.foreign, **site_patches(self._all_sites)},
+        }
+        with traced_apart():
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if call.watch is not None:
             call.watch.finish()
         return out
+
+    def _noise_level(
+        self, sampling: Sampling | None, t: Tensor, options: Mapping[str, Any]
+    ) -> float | None:
+        """Of this call, where somebody needs it: the one read of a device tensor."""
+        if self._is_scheduled or (sampling is not None and sampling.recorders):
+            return float(options.get("sigmas", t).flatten()[0])
+        return None
 
     def _plan(
         self,
         call: SiteCall,
         base_model: Any,
         x: Tensor,
-        t: Tensor,
         slots: Tensor,
         masks: Sequence[Tensor],
-        places: Tensor,
-        options: Mapping[str, Any],
+        places: Sequence[Place],
+        sampling: Sampling | None,
+        noise_level: float | None,
     ) -> None:
         """Tells the call who acts where."""
-        sampling: Sampling | None = options.get(SAMPLING_KEY)
-        noise_level = None
-        if self._is_scheduled or (sampling is not None and sampling.recorders):
-            # The one read of a device tensor.
-            noise_level = float(options.get("sigmas", t).flatten()[0])
-        where = [Place(*row) for row in places.tolist()]
         regions = dict(zip([each.id for each in self._masked], masks, strict=False))
         presences = _presences(self._acting, base_model.model_sampling, noise_level)
         acting = {
@@ -233,10 +238,10 @@ class BoundModel:
         }
         loaded = _loaded_keys_values(base_model)
         maps = None if sampling is None else sampling.maps
-        planner = Planner(acting, loaded, where, x.device, maps)
+        planner = Planner(acting, loaded, places, x.device, maps, self.separation)
         call.subjects, call.groups = planner.plan(slots[..., 0].cpu())
         if call.groups and sampling is not None:
-            call.watch = sampling.watch(noise_level, where)
+            call.watch = sampling.watch(noise_level, places)
 
     def _have_a_row_each(self, x: Tensor, conditionings: Sequence[Tensor]) -> bool:
         found = next((len(each) for each in conditionings if len(each) != len(x)), None)
@@ -248,10 +253,6 @@ class BoundModel:
             "only splits the batch, removing the bindings' masks is enough."
         )
         return False
-
-    def _site_patches(self) -> dict[tuple[Any, ...], Patch]:
-        patch = _site_patch(_is_compiler_loaded())
-        return {(*site,): patch for site in self._all_sites}
 
 
 def _is_scheduled(binding: Binding) -> bool:
@@ -280,40 +281,6 @@ def _presence(binding: Binding, sampling: Any, noise_level: float) -> float:
         return 1.0
     percent = percent_at(noise_level, sampling.percent_to_sigma)
     return binding.presence_at(min(max(percent, binding.start_percent), binding.end_percent))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    # The same function everywhere, which asks where it is: TorchCompileModel lets layers of the same
-    # shape share one trace, and with it the function that was found when the first was traced.
-    block, number = options["block"]
-    site = AttentionSite(block, number, options["block_index"])
-    return options[CALL_KEY].attend(site, query, key, value, options)
-
-
-@cache
-def _site_patch(compiling: bool) -> Patch:
-    # A traced plan would be repeated in calls that have another one. The decorator imports the
-    # compiler, which takes seconds, so it waits until something else has.
-    return cast("Patch", torch.compiler.disable(_attend)) if compiling else _attend
-
-
-def _is_compiler_loaded() -> bool:
-    return "torch._dynamo" in sys.modules
-
-
-@contextmanager
-def _traced_apart() -> Iterator[None]:
-    """Keeps the traces of a bound and a plain model apart, which are compiled from the same code.
-
-    TorchCompileModel has the compiler ignore what is in the options, where all our differences are.
-    This harmless setting of PyTorch is one that every trace does check.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(before != _is_compiler_loaded())
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
 
 
 def _loaded_keys_values(base_model: Any) -> dict[SubjectIdentity, SubjectKeysValues]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...nested_core.binding import Binding
-from ...nested_core.competition import shares, with_masks
+from ...nested_core.competition import contested, shares, with_masks
 from ...nested_core.sites import AttentionSite
 from .conditioning import Place
 from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
@@ -49,6 +49,7 @@ class Planner:
         acting: by binding id.
         loaded: keys and values on the device, by whose they are.
         maps: where subjects were seen so far, or None where nobody separates them.
+        separation: how far they are kept apart, in [0, 1].
     """
 
     acting: Mapping[int, Acting]
@@ -56,6 +57,7 @@ class Planner:
     places: Sequence[Place]
     device: torch.device
     maps: SubjectMaps | None = None
+    separation: float = 0.0
 
     def plan(self, slots: Tensor) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
         """The subjects and row groups of a call with slots `[rows, text_tokens]` on the CPU."""
@@ -83,7 +85,7 @@ class Planner:
         subjects: Mapping[SubjectKey, ActiveSubject],
         rows_of: Mapping[SubjectKey, Sequence[int]],
     ) -> RowGroup:
-        owned = self._shares(keys, list(positions))
+        owned, separation = self._competition(keys, list(positions))
         return RowGroup(
             rows=_rows(list(positions), self.device),
             row_numbers=tuple(positions),
@@ -100,6 +102,7 @@ class Planner:
                 )
                 for nth, key in enumerate(keys)
             ),
+            separation=separation,
         )
 
     def _key(self, picture: int, binding_id: int) -> SubjectKey | None:
@@ -120,24 +123,34 @@ class Planner:
             presence=acting.presence,
         )
 
-    def _shares(self, keys: Sequence[SubjectKey], rows: Sequence[int]) -> dict[SubjectKey, Tensor]:
-        """How much of each pixel is each subject's, `[rows, 1, height, width]`; none if unknown."""
+    def _competition(
+        self, keys: Sequence[SubjectKey], rows: Sequence[int]
+    ) -> tuple[dict[SubjectKey, Tensor], Tensor | None]:
+        """How much of each pixel is each subject's, and how far that counts; nothing if unknown.
+
+        All are `[rows, 1, height, width]`.
+        """
         subjects = list(dict.fromkeys(keys))
         if self.maps is None or len(subjects) < 2:
-            return {}
+            return {}, None
         ids = [key.binding_id for key in subjects]
         known = [self.maps.evidence(self.places[row], ids, self.device) for row in rows]
         evidence = [each for each in known if each is not None]
         if len(evidence) < len(rows):
-            return {}
+            return {}, None
+        stacked = torch.stack(evidence)
         masks = [self.acting[each].mask for each in ids]
-        found = shares(torch.stack(evidence), [mask is None for mask in masks])
+        found = shares(stacked, [mask is None for mask in masks])
+        open_to_all = contested(stacked)
         if any(mask is not None for mask in masks):
             found = with_masks(found, [_on_grid(mask, rows, found) for mask in masks])
-        return {
+            # What the user painted is not for the maps to doubt.
+            open_to_all = torch.ones_like(open_to_all)
+        shared = {
             key: share[:, None] / keys.count(key)
             for key, share in zip(subjects, found.unbind(dim=1), strict=True)
         }
+        return shared, self.separation * open_to_all
 
 
 def _on_grid(mask: Tensor | None, rows: Sequence[int], like: Tensor) -> Tensor | None:

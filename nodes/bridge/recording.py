@@ -15,7 +15,7 @@ from ...nested_core.maps import MapRecord, RecordPlan, SiteMap, live_view
 from ...nested_core.sites import AttentionSite
 from .conditioning import Place
 from .family import site_dims
-from .site_call import Sighting
+from .sighting import Sighting
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -20,7 +20,7 @@ from ...nested_core.maps import ValuePicture, value_picture
 from ...nested_core.sites import AttentionSite
 from .conditioning import Place
 from .recording import Recorder, any_values
-from .site_call import Sighting
+from .sighting import Sighting
 
 SAMPLING_KEY = "nested_attention_sampling"
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import comfy.ldm.modules.attention
 import torch
@@ -25,9 +25,9 @@ from ...nested_core.attention import (
     split_heads,
 )
 from ...nested_core.binding import Binding
-from ...nested_core.maps import ValuePicture
 from ...nested_core.sites import AttentionSite
 from .kv_cache import SubjectKeysValues
+from .sighting import Sighting, Watch
 
 CALL_KEY = "nested_attention"
 Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
@@ -76,52 +76,14 @@ class RowGroup:
 
     Attributes:
         row_numbers: the same rows, as numbers.
+        separation: how far its competing subjects are kept apart, `[rows, 1, height, width]` in
+            [0, 1]; None where nobody competes.
     """
 
     rows: Rows
     row_numbers: tuple[int, ...]
     occurrences: tuple[TokenOccurrence, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Sighting:
-    """What one site has shown of the bound tokens of a group.
-
-    Attributes:
-        rows: of the batch.
-        bindings: one per bound token.
-        seen: A_s, mean over heads, `[rows of the group, bound tokens, height, width]`.
-        values: pictures of u(q) by row and bound token, where somebody wants them.
-    """
-
-    site: AttentionSite
-    rows: tuple[int, ...]
-    bindings: tuple[Binding, ...]
-    seen: Tensor
-    values: tuple[tuple[ValuePicture, ...], ...] = ()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width."""
-        height, width = self.seen.shape[-2:]
-        return height, width
-
-
-class Watch(Protocol):
-    """Looks on while the UNet is called."""
-
-    def saw(self, sighting: Sighting, tokens: Sequence[BoundToken], text_value: Tensor) -> None:
-        """One site has shown this of a group.
-
-        Args:
-            tokens: the bound tokens with the values that they were given.
-            text_value: `[rows of the group, heads, text_tokens, head_dim]`.
-        """
-        ...
-
-    def finish(self) -> None:
-        """The UNet has returned."""
-        ...
+    separation: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -130,7 +92,6 @@ class SiteCall:
 
     Attributes:
         foreign: other packs' patches, by site.
-        separation: how far competing subjects are kept apart, in [0, 1].
         watch: told of what each site has shown; None if nobody wants to know.
     """
 
@@ -138,7 +99,6 @@ class SiteCall:
     num_text_tokens: int
     foreign: Mapping[tuple[Any, ...], Patch]
     warn_once: Callable[[str], None]
-    separation: float = 0.0
     subjects: tuple[ActiveSubject, ...] = ()
     groups: tuple[RowGroup, ...] = ()
     watch: Watch | None = None
@@ -170,7 +130,14 @@ class SiteCall:
                     for each in occurrences
                 ]
                 rows, seen = group.rows, self._room_for_sighting(group, occurrences, grid)
-                delta = self._delta(query[rows], key[rows], value[rows], tokens, seen)
+                delta = replacement_delta(
+                    query[rows],
+                    key[rows],
+                    value[rows],
+                    tokens,
+                    None if seen is None else seen.flatten(2),  # a view: what is written stays
+                    self._separation(group, grid),
+                )
                 out[rows] += merge_heads(delta).to(out.dtype)
                 if self.watch is not None and seen is not None:
                     bindings = tuple(each.subject.binding for each in occurrences)
@@ -178,17 +145,10 @@ class SiteCall:
                     self.watch.saw(sighting, tokens, value[rows])
         return out
 
-    def _delta(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        tokens: Sequence[BoundToken],
-        seen: Tensor | None,
-    ) -> Tensor:
-        separation = self.separation if any(each.share is not None for each in tokens) else 0.0
-        room = None if seen is None else seen.flatten(2)  # a view: what is written stays
-        return replacement_delta(query, key, value, tokens, room, separation)
+    def _separation(self, group: RowGroup, grid: tuple[int, int]) -> Tensor | None:
+        if group.separation is None:
+            return None
+        return self._on_grid((group, grid), (group.separation,))
 
     def _room_for_sighting(
         self, group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: tuple[int, int]

@@ -24,7 +24,7 @@ def _layer(batch=2, heads=3, pixels=7, text_tokens=5, head_dim=4, seed=0):
     return query, key, value
 
 
-def _by_value_table(query, key, value, tokens, separation=0.0):
+def _by_value_table(query, key, value, tokens, separation=None):
     """One value per pixel and text token, in float64: the paper's sentence, word for word.
 
     Separated, a competing token offers what the owners of each pixel would offer in its place.
@@ -40,10 +40,11 @@ def _by_value_table(query, key, value, tokens, separation=0.0):
             if token.share is not None:
                 owners = text.expand_as(star).clone()
                 for other in (each for each in tokens if each.share is not None):
-                    m_t, star_t = _region_and_star(other, value, row)
+                    _, star_t = _region_and_star(other, value, row)
                     share = other.share[row].double()
-                    owners += share * other.strength * m_t * (star_t - text)
-                offered = (1 - separation) * offered + separation * owners
+                    owners += share * other.strength * other.presence * (star_t - text)
+                taken = 0.0 if separation is None else separation[row].double()
+                offered = (1 - taken) * offered + taken * owners
             table[row, :, :, position] = offered
             logits[row, :, :, position] += m[..., 0] * math.log(token.token_weight)
     return torch.einsum("bhpt,bhptd->bhpd", logits.softmax(-1), table)
@@ -65,7 +66,7 @@ def _plain(query, key, value):
     return _by_value_table(query, key, value, [])
 
 
-def _assert_equals_table(query, key, value, tokens, separation=0.0):
+def _assert_equals_table(query, key, value, tokens, separation=None):
     delta = attention.replacement_delta(query, key, value, tokens, separation=separation)
     expected = _by_value_table(query, key, value, tokens, separation)
     torch.testing.assert_close((_plain(query, key, value) + delta), expected, rtol=1e-5, atol=1e-5)
@@ -271,6 +272,10 @@ def test_blended_values_are_the_column_of_the_value_table(mode):
         torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def _everywhere(separation, batch=2):
+    return torch.full((batch, 1, 7, 1), separation)
+
+
 class TestSeparation:
     @staticmethod
     def _competitors(number=3, pixels=7, **settings):
@@ -283,7 +288,9 @@ class TestSeparation:
             for n in range(number)
         ]
 
-    @pytest.mark.parametrize("separation", [0.3, 1.0])
+    @pytest.mark.parametrize(
+        "separation", [_everywhere(1.0), _random(2, 1, 7, 1, seed=6).sigmoid()]
+    )
     @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
     @pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 2])
     def test_every_knob_equals_the_value_table(self, monkeypatch, separation, mode, budget):
@@ -308,7 +315,9 @@ class TestSeparation:
             _token(_random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
             for n in range(2)
         ]
-        found = attention.replacement_delta(query, key, value, tokens, separation=1.0)
+        found = attention.replacement_delta(
+            query, key, value, tokens, separation=_everywhere(1.0, batch=1)
+        )
         weights = (query @ key.mT / 2.0).softmax(-1)[0, 0]
         owner = torch.cat([tokens[0].values[0, 0, :3], tokens[1].values[0, 0, 3:]])
         both = weights[:, [0, 2]]
@@ -327,29 +336,30 @@ class TestSeparation:
             )
             for each in with_shares
         ]
-        found = attention.replacement_delta(*layer, with_shares, separation=0.0)
+        found = attention.replacement_delta(*layer, with_shares)
         assert torch.equal(found, attention.replacement_delta(*layer, without))
-        assert torch.equal(found, attention.replacement_delta(*layer, without, separation=0.0))
 
     def test_a_token_that_does_not_compete_keeps_its_own_value(self):
         query, key, value = _layer()
         one, other, third = self._competitors()
         beside = _token(third.values, third.position.tolist(), strength=1.3, token_weight=2.0)
-        _assert_equals_table(query, key, value, [one, beside, other], 1.0)
-        alone = attention.replacement_delta(query, key, value, [beside], separation=1.0)
+        _assert_equals_table(query, key, value, [one, beside, other], _everywhere(1.0))
+        alone = attention.replacement_delta(
+            query, key, value, [beside], separation=_everywhere(1.0)
+        )
         assert torch.equal(alone, attention.replacement_delta(query, key, value, [beside]))
 
     def test_the_only_owner_of_everything_changes_nothing(self):
         layer = _layer()
         values, everything = _random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
         owner = _token(values, [1, 4], share=everything, strength=0.7)
-        found = attention.replacement_delta(*layer, [owner], separation=0.6)
+        found = attention.replacement_delta(*layer, [owner], separation=_everywhere(0.6))
         torch.testing.assert_close(found, attention.replacement_delta(*layer, [owner]))
 
     @pytest.mark.parametrize("settings", [{"strength": 0.0}, {"presence": 0.0}])
     def test_without_effect_nothing_is_exactly_nothing(self, settings):
         query, key, value = _layer()
         found = attention.replacement_delta(
-            query, key, value, self._competitors(**settings), separation=1.0
+            query, key, value, self._competitors(**settings), separation=_everywhere(1.0)
         )
         assert torch.equal(found, torch.zeros_like(query))

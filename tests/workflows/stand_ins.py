@@ -31,6 +31,7 @@ ENCODER_NAME = "random.safetensors"
 
 _EXAMPLE_ENCODERS = ("person_sdxl.safetensors", "pet_sdxl.safetensors")
 _SUBJECTS = (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
+_EXAMPLE_PICTURES = ("anna.jpg", "rex.jpg", "ben.jpg", "two_people_pose.png")
 # The cross-attention layers of the tiny SDXL, with their widths.
 _SITES = [("input", 3, 1), ("input", 5, 2), ("middle", 0, 2), ("output", 0, 2)]
 _SITES += [("output", 1, 2), ("output", 2, 1), ("output", 3, 1)]
@@ -42,9 +43,9 @@ def prepare(base: Path) -> None:
     pictures, encoders = base / "input", base / "models" / "nested_attention"
     for folder in (pictures, encoders):
         folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, _, _) in enumerate(_SUBJECTS):
+    for seed, name in enumerate(_EXAMPLE_PICTURES):
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(noise).resize((256, 256)).save(pictures / f"{name}.jpg")
+        Image.fromarray(noise).resize((256, 256)).save(pictures / name)
     _save_random_encoder(encoders / ENCODER_NAME)
     for name in _EXAMPLE_ENCODERS:
         shutil.copy(encoders / ENCODER_NAME, encoders / name)

@@ -88,10 +88,6 @@ def test_an_example_opens_and_queues_what_the_file_says(server, page, example):
 
 
 def test_apply_offers_another_binding_when_the_last_is_taken(page):
-    sockets = page.execute_script(
-        "return app.graph._nodes.filter(n => n.type === 'NestedAttention_Apply')"
-        ".map(n => n.inputs.map(i => [i.name, i.link !== null]))"
-    )
     graph = json.loads(
         (ROOT / "example_workflows" / "two_subjects.json").read_text(encoding="utf-8")
     )
@@ -100,11 +96,33 @@ def test_apply_offers_another_binding_when_the_last_is_taken(page):
         "return app.graph._nodes.find(n => n.type === 'NestedAttention_Apply')"
         ".inputs.map(i => [i.name, i.link !== null])"
     )
-    assert sockets[-3:] == [
+    assert [each for each in sockets if each[0].startswith("bindings.")] == [
         ["bindings.binding_0", True],
         ["bindings.binding_1", True],
         ["bindings.binding_2", False],
     ]
+
+
+def test_a_workflow_from_before_an_input_was_added_opens_with_its_default(page):
+    graph = json.loads(
+        (ROOT / "example_workflows" / "one_subject.json").read_text(encoding="utf-8")
+    )
+    added = {"Apply": 1, "EncodeSubject": 1, "BindSubject": 2}
+    for node in graph["nodes"]:
+        count = added.get(node["type"].removeprefix("NestedAttention_"))
+        if count is not None:
+            del node["widgets_values"][-count:]
+            widgets = [each for each in node["inputs"] if "widget" in each]
+            for each in widgets[-count:]:
+                node["inputs"].remove(each)
+    prompt = page.execute_async_script(_OPEN, graph, "one_subject")["prompt"].values()
+    found = {
+        entry["class_type"].removeprefix("NestedAttention_"): entry["inputs"] for entry in prompt
+    }
+    assert found["Apply"]["separation"] == 0.0
+    assert found["EncodeSubject"]["weights"] == ""
+    assert (found["BindSubject"]["fidelity"], found["BindSubject"]["schedule"]) == (0.5, "constant")
+    assert found["BindSubject"]["token"] == "<anna>"
 
 
 def test_the_help_of_a_node_is_served(server, page):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graph_to_api import api_prompt
+from PIL import Image
 from serving import ROOT, client_module
 from stand_ins import ENCODER_NAME, two_subjects, with_tiny_models
 
@@ -21,7 +23,7 @@ PUBLIC = {
     ),
     "NestedAttention_EncodeSubject": (
         {"encoder": "NESTED_ATTENTION_ENCODER", "image": "IMAGE", "crop": "COMBO", "combine": "COMBO"},
-        {"clip_vision": "CLIP_VISION", "mask": "MASK"},
+        {"clip_vision": "CLIP_VISION", "mask": "MASK", "weights": "STRING"},
         ["NESTED_ATTENTION_SUBJECT"],
     ),
     "NestedAttention_SaveSubject": (
@@ -42,11 +44,26 @@ PUBLIC = {
             "start_percent": "FLOAT",
             "end_percent": "FLOAT",
         },
-        {"mask": "MASK", "sites": "STRING"},
+        {"mask": "MASK", "sites": "STRING", "fidelity": "FLOAT", "schedule": "COMBO"},
         ["NESTED_ATTENTION_BINDING"],
     ),
     "NestedAttention_Apply": (
-        {"model": "MODEL", "clip": "CLIP", "bindings": "COMFY_AUTOGROW_V3"}, {}, ["MODEL", "CLIP"],
+        {"model": "MODEL", "clip": "CLIP", "bindings": "COMFY_AUTOGROW_V3"},
+        {"separation": "FLOAT"},
+        ["MODEL", "CLIP"],
+    ),
+    "NestedAttention_SubjectPerPicture": (
+        {"subjects": "COMFY_AUTOGROW_V3"}, {}, ["NESTED_ATTENTION_SUBJECT"],
+    ),
+    "NestedAttention_RecordMaps": (
+        {"model": "MODEL"},
+        {"steps": "STRING", "sites": "STRING", "values": "BOOLEAN", "preview": "BOOLEAN"},
+        ["MODEL", "NESTED_ATTENTION_RECORD"],
+    ),
+    "NestedAttention_ShowMaps": (
+        {"record": "NESTED_ATTENTION_RECORD", "samples": "LATENT", "show": "COMBO", "picture": "INT"},
+        {"image": "IMAGE"},
+        ["IMAGE"],
     ),
 }  # fmt: skip
 
@@ -102,20 +119,96 @@ def test_examples_name_nodes_and_inputs_that_exist(server, example):
     assert example.with_suffix(".jpg").is_file()
 
 
-def _run_example(server, name: str):
+def _example_prompt(server, name: str):
     graph = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = api_prompt(graph, server.get("/object_info"))
-    return server.run(with_tiny_models(prompt))
+    return with_tiny_models(api_prompt(graph, server.get("/object_info")))
+
+
+def _run_example(server, name: str):
+    return server.run(_example_prompt(server, name))
+
+
+def _picture_of(server, outputs, kind: str) -> np.ndarray:
+    """The one picture that a Save Image node keeps, or that a Preview Image node shows."""
+    folder = {"SaveImage": "output", "PreviewImage": "temp"}[kind]
+    found = [
+        image
+        for output in outputs.values()
+        for image in output.get("images", [])
+        if image["type"] == folder
+    ]
+    (image,) = found
+    return _pixels(server, image)
+
+
+def _pixels(server, image: dict[str, str]) -> np.ndarray:
+    file = server.base / image["type"] / image.get("subfolder", "") / image["filename"]
+    with Image.open(file) as opened:
+        return np.asarray(opened.convert("RGB"))
 
 
 def _pictures(outputs) -> list[str]:
     return [image["filename"] for output in outputs.values() for image in output.get("images", [])]
 
 
-@pytest.mark.parametrize("name", ["one_subject", "two_subjects", "one_subject_with_controlnet"])
+@pytest.mark.parametrize(
+    "name",
+    ["one_subject", "two_subjects", "one_subject_with_controlnet", "two_subjects_with_pose"],
+)
 def test_examples_draw_a_picture(server, name):
     (picture,) = _pictures(_run_example(server, name))
     assert (server.base / "output" / picture).stat().st_size > 1000
+
+
+def test_the_maps_example_draws_the_same_picture_and_a_sheet_beside_it(server):
+    plain = _picture_of(server, _run_example(server, "two_subjects"), "SaveImage")
+    outputs = _run_example(server, "attention_maps")
+    assert np.array_equal(_picture_of(server, outputs, "SaveImage"), plain)
+    sheet = _picture_of(server, outputs, "PreviewImage")
+    assert sheet.shape[1] > 1000
+    # Four maps with names, numbers and scales; a sheet of nothing would be paper.
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
+
+
+@pytest.mark.parametrize("show", ["overview", "resolutions", "steps", "values"])
+def test_every_sheet_can_be_chosen(server, show):
+    prompt = _example_prompt(server, "attention_maps")
+    (node,) = [e for e in prompt.values() if e["class_type"] == "NestedAttention_ShowMaps"]
+    node["inputs"]["show"] = show
+    assert _picture_of(server, server.run(prompt), "PreviewImage").shape[1] > 300
+
+
+def test_examples_of_two_subjects_keep_them_apart(server):
+    for name in ("two_subjects", "two_subjects_with_pose", "attention_maps"):
+        prompt = _example_prompt(server, name)
+        apart = _picture_of(server, server.run(prompt), "SaveImage")
+        (node,) = [e for e in prompt.values() if e["class_type"] == "NestedAttention_Apply"]
+        assert node["inputs"]["separation"] == 0.8
+        node["inputs"]["separation"] = 0.0
+        off = _picture_of(server, server.run(prompt), "SaveImage")
+        assert not np.array_equal(off, apart), name
+
+
+def test_each_picture_of_a_batch_has_its_subject(server):
+    prompt = two_subjects()
+    prompt["latent"]["inputs"]["batch_size"] = 2
+    prompt["row"] = {
+        "class_type": "NestedAttention_SubjectPerPicture",
+        "inputs": {
+            "subjects.subject_0": ["anna subject", 0],
+            "subjects.subject_1": ["rex subject", 0],
+        },
+    }
+
+    def batch() -> list[np.ndarray]:
+        images = server.run(prompt)["save"]["images"]
+        return [_pixels(server, image) for image in images]
+
+    alone = batch()
+    prompt["anna binding"]["inputs"]["subject"] = ["row", 0]
+    first, second = batch()
+    assert np.array_equal(first, alone[0])
+    assert not np.array_equal(second, alone[1])
 
 
 @pytest.mark.smoke
