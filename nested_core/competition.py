@@ -52,11 +52,11 @@ def contrast(seen: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batc
 def comparability(
     seen: Float[Tensor, "*batch subjects height width"],
 ) -> Float[Tensor, "*batch 1 1 1"]:
-    """How much a layer has to say about who is where: the attention that every subject gets there.
+    """How much a layer has to say about who is where: the root of the attention that all get there.
 
     A map of a token that is next to never looked at is all contrast and no news.
     """
-    return seen.float().mean(dim=(-2, -1), keepdim=True).amin(dim=-3, keepdim=True)
+    return seen.float().mean(dim=(-2, -1), keepdim=True).amin(dim=-3, keepdim=True).sqrt()
 
 
 def shares(

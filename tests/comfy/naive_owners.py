@@ -54,7 +54,7 @@ class NaiveOwners:
             total, weight = 0.0, 0.0
             for maps in self.seen:
                 logarithm = maps.clamp_min(1e-6).log()
-                news = maps.mean((1, 2)).min()
+                news = maps.mean((1, 2)).min().sqrt()
                 contrast = (logarithm - logarithm.mean((1, 2), keepdim=True)) * news
                 total = total + functional.interpolate(contrast[None], self.size, mode="bilinear")
                 weight = weight + news

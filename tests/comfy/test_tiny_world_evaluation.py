@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scenes
-import tiny
 import torch
-from safetensors.torch import save_file
 
 pytest.importorskip("accelerate")
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
 sys.path += [str(ROOT), str(ROOT / "demo")]
-from tiny_world import evaluate, models, train, world  # noqa: E402
+from random_world import random_weights  # noqa: E402
+from tiny_world import evaluate, models, world  # noqa: E402
 from tiny_world.evaluation import ablation_training, decoupled, methods, running, scores  # noqa: E402
 from tiny_world.evaluation.ablations import ABLATIONS, TrainingNeededError  # noqa: E402
 from tiny_world.evaluation.methods import METHODS, SHIPPED, Decoupled, Nested  # noqa: E402
@@ -30,11 +29,8 @@ from tiny_world.evaluation.report import BEGIN, END, conclusions_of  # noqa: E40
 from tiny_world.evaluation.running import Evaluation  # noqa: E402
 from tiny_world.evaluation.scores import Scores, difference, estimate, measure  # noqa: E402
 from tiny_world.evaluation.studio import Sampling, Studio, run_node  # noqa: E402
-from tiny_world.host import BaseModel, vision_model  # noqa: E402
 
 from nested_core.attention import ValueNorm  # noqa: E402
-from nested_core.checkpoint import save_encoder  # noqa: E402
-from nested_core.encoder import Encoder  # noqa: E402
 from nested_core.training.protocol import SUBJECT, Caption  # noqa: E402
 from nested_core.training.subjects import NestedSubjects  # noqa: E402
 
@@ -44,21 +40,7 @@ NESTED, DECOUPLED = Nested("nested", SHIPPED), Decoupled("decoupled", SHIPPED, s
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Random weights in the three files."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    base = BaseModel()
-    tiny.randomise(base.unet, seed=1, gain=1.7)
-    base.save(folder / models.BASE_FILE, torch.float32)
-    vision = {name: each.contiguous() for name, each in vision_model().state_dict().items()}
-    save_file(vision, folder / models.VISION_FILE)
-    host = ablation_training.TinyWorldHost(folder)
-    config = train.encoder_config(folder, num_queries=5, resampler_dim=32, resampler_depth=1)
-    encoder = Encoder(
-        config.encoder_config(host.base, host.image_encoder, host.text_dim), host.site_dims, "tiny"
-    )
-    save_encoder(encoder, folder / models.ENCODER_FILE)
-    return folder
+    return random_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from ..ablations import TrainingNeededError
 
 STEPS = 1200
@@ -46,9 +48,12 @@ def _train(found: Path, weights: Path, steps: int) -> None:
     settings = BaseTraining(
         steps=steps, learning_rate=3e-4, warmup_steps=20, ema_decay=0.99, seed=5
     )
-    model = TinyWorldHost(weights).model.requires_grad_(True).train()
-    accelerator = make_accelerator(encoder_config(found))
-    if not BaseTrainer(settings, found, accelerator, model, open_examples).run():
+    # ComfyUI may have switched gradients off in this process: it has drawn pictures.
+    with torch.inference_mode(False), torch.enable_grad():
+        model = TinyWorldHost(weights).model.requires_grad_(True).train()
+        accelerator = make_accelerator(encoder_config(found))
+        finished = BaseTrainer(settings, found, accelerator, model, open_examples).run()
+    if not finished:
         sys.exit(1)
     accelerator.end_training()
     for name in (models.VISION_FILE, models.ENCODER_FILE):
