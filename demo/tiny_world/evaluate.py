@@ -1,7 +1,8 @@
 """Measures encoders in the tiny world, through the real ComfyUI, its sampler and this pack's nodes.
 
     python dev.py exec demo/tiny_world/evaluate.py                       # none, named, shipped
-    python dev.py exec --tools demo/tiny_world/evaluate.py --methods all --report docs/evaluation.md
+    python dev.py exec --tools demo/tiny_world/evaluate.py --methods all --several 48 \\
+        --report docs/evaluation.md
 
 For every unseen identity and style one picture is drawn by each method, from the same noise, and
 compared with the right one. Pictures and trained ablations are kept in the output folder: the same

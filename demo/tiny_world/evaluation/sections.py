@@ -179,7 +179,7 @@ def repeat(results: Results) -> str:
         f"    python dev.py exec {script} {options} --json evaluation.json\n\n"
         "All of it, ablations trained first (`--tools` brings the trainer's dependencies), and this page:\n\n"
         f"    python dev.py exec --tools {script} {options} \\\n"
-        "        --methods all --json evaluation.json --report docs/evaluation.md\n\n"
+        "        --methods all --several 48 --json evaluation.json --report docs/evaluation.md\n\n"
         "Interrupt it whenever you like: trainings have checkpoints, pictures are kept in parts of 16 "
         "identities, and the same command goes on from there. Other methods may be trained and drawn at "
         "the same time by a second command with the same output folder."
