@@ -25,7 +25,7 @@ SD15_SIZE = {
     "transformer_depth_middle": 1,
 }
 PROMPT = "a drawing of <anna> with <bob> in a coffee shop"
-STEPS, ROUNDS, SIZE = 3, 4, 32
+STEPS, ROUNDS, SIZE = 2, 3, 32
 
 
 def measure() -> None:
