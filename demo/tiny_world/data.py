@@ -32,9 +32,8 @@ _ONE_COLOUR_SHARE = 0.4
 # The world grows while the base model learns: from which sample on it has other kinds than people,
 # other places than the centre, other styles than photographs, and several subjects in a picture. In
 # a small world the model learns within minutes that words say which colour a part has.
-_GROWN = 1_000_000  # a sample beyond all that
 _GROWTH = {"kinds": 6_000, "places": 10_000, "styles": 14_000, "several": 22_000}
-
+_GROWN = 1_000_000  # a sample beyond all that
 
 # Of the pictures for a base model that is not told who stands where: how many leave it open, and in
 # how many of those both are of one kind.
@@ -52,15 +51,16 @@ class BaseExamples:
 
 def base_examples(seed: int, first: int, count: int) -> BaseExamples:
     """Samples `first` to `first + count` of the base model's stream."""
-    each = [_base_example(seed, first + index) for index in range(count)]
-    pictures, masks, captions = zip(*each, strict=True)
-    return BaseExamples(_pixels(pictures), _masks(masks), list(captions))
+    return _joined([_base_example(seed, first + index) for index in range(count)])
 
 
 def open_examples(seed: int, first: int, count: int) -> BaseExamples:
     """For a base model that is not told who stands where: most pictures show two subjects, at the
     left and at the right, and the caption names them in any order and without their places."""
-    each = [_open_example(seed, first + index) for index in range(count)]
+    return _joined([_open_example(seed, first + index) for index in range(count)])
+
+
+def _joined(each: Sequence[tuple[world.Picture, Any, str]]) -> BaseExamples:
     pictures, masks, captions = zip(*each, strict=True)
     return BaseExamples(_pixels(pictures), _masks(masks), list(captions))
 

@@ -119,7 +119,7 @@ class Planner:
             keys_values=self.loaded[key.identity],
             sites=acting.sites,
             rows=_rows(rows, self.device),
-            regions=() if acting.mask is None else (acting.mask,),
+            region=acting.mask,
             presence=acting.presence,
         )
 
@@ -141,11 +141,12 @@ class Planner:
         stacked = torch.stack(evidence)
         masks = [self.acting[each].mask for each in ids]
         found = shares(stacked, [mask is None for mask in masks])
-        open_to_all = contested(stacked)
-        if any(mask is not None for mask in masks):
+        if all(mask is None for mask in masks):
+            open_to_all = contested(stacked)
+        else:
             found = with_masks(found, [_on_grid(mask, rows, found) for mask in masks])
             # What the user painted is not for the maps to doubt.
-            open_to_all = torch.ones_like(open_to_all)
+            open_to_all = torch.ones_like(stacked[:, :1])
         shared = {
             key: share[:, None] / keys.count(key)
             for key, share in zip(subjects, found.unbind(dim=1), strict=True)

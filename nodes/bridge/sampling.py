@@ -119,9 +119,10 @@ class Sampling:
         Args:
             noise_level: of the call; needed where maps are recorded.
         """
-        if self.maps is None and not self.recorders:
-            return None
         step = self._step_at(noise_level) if noise_level is not None else 0
+        records = any(each.record.plan.wants_step(step, self._num_steps) for each in self.recorders)
+        if self.maps is None and not records:
+            return None
         return CallWatch(self, places, step, any_values(self.recorders, step, self._num_steps))
 
     def _step_at(self, noise_level: float) -> int:

@@ -7,7 +7,6 @@ Inside the attention layers nothing reads a tensor's content back from the devic
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -41,7 +40,7 @@ class ActiveSubject:
     Attributes:
         sites: where it acts.
         rows: every row of the batch whose prompt contains it; they share one attention call.
-        regions: where it may act, each `[rows of the call, 1, height, width]` on a grid of its own.
+        region: its mask, `[rows of the call, 1, height, width]`, or None.
         presence: how much it acts at this step, in [0, 1].
     """
 
@@ -49,7 +48,7 @@ class ActiveSubject:
     keys_values: SubjectKeysValues
     sites: frozenset[AttentionSite]
     rows: Rows
-    regions: tuple[Tensor, ...] = ()
+    region: Tensor | None = None
     presence: float = 1.0
 
 
@@ -136,7 +135,7 @@ class SiteCall:
                     value[rows],
                     tokens,
                     None if seen is None else seen.flatten(2),  # a view: what is written stays
-                    self._separation(group, grid),
+                    self._on_grid(group, group.separation, grid),
                 )
                 out[rows] += merge_heads(delta).to(out.dtype)
                 if self.watch is not None and seen is not None:
@@ -144,11 +143,6 @@ class SiteCall:
                     sighting = Sighting(site, group.row_numbers, bindings, seen)
                     self.watch.saw(sighting, tokens, value[rows])
         return out
-
-    def _separation(self, group: RowGroup, grid: tuple[int, int]) -> Tensor | None:
-        if group.separation is None:
-            return None
-        return self._on_grid((group, grid), (group.separation,))
 
     def _room_for_sighting(
         self, group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: tuple[int, int]
@@ -196,7 +190,8 @@ class SiteCall:
         self, occurrence: TokenOccurrence, values: Tensor, rows: Rows, grid: tuple[int, int]
     ) -> BoundToken:
         binding = occurrence.subject.binding
-        region = self._region(occurrence.subject, grid)
+        subject = occurrence.subject
+        region = self._on_grid(subject, subject.region, grid)
         return BoundToken(
             position=occurrence.positions,
             values=values[occurrence.rows_of_subject],
@@ -205,26 +200,23 @@ class SiteCall:
             token_weight=binding.token_weight,
             region=None if region is None else region[rows],
             presence=occurrence.subject.presence,
-            share=self._share(occurrence, grid),
+            share=self._on_grid(occurrence, occurrence.share, grid),
         )
 
-    def _share(self, occurrence: TokenOccurrence, grid: tuple[int, int]) -> Tensor | None:
-        if occurrence.share is None:
-            return None
-        return self._on_grid((occurrence, grid), (occurrence.share,))
+    def _on_grid(self, owner: object, where: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+        """A map `[rows, 1, height, width]` on the grid of a site, `[rows, 1, pixels, 1]`.
 
-    def _region(self, subject: ActiveSubject, grid: tuple[int, int]) -> Tensor | None:
-        """All regions on the grid of a site, `[rows, 1, pixels, 1]`; resized once per grid and call."""
-        if not subject.regions:
-            return None
-        return self._on_grid((subject, grid), subject.regions)
+        Resized once per grid and call.
 
-    def _on_grid(self, key: tuple[object, tuple[int, int]], maps: tuple[Tensor, ...]) -> Tensor:
-        if key not in self._resized:
-            resized = [functional.interpolate(each, size=key[1], mode="area") for each in maps]
-            product = math.prod(resized[1:], start=resized[0])
-            self._resized[key] = product.flatten(2).unsqueeze(-1)
-        return self._resized[key]
+        Args:
+            owner: whose only map it is.
+        """
+        if where is None:
+            return None
+        if (owner, grid) not in self._resized:
+            resized = functional.interpolate(where, size=grid, mode="area")
+            self._resized[owner, grid] = resized.flatten(2).unsqueeze(-1)
+        return self._resized[owner, grid]
 
 
 def _values(subject: ActiveSubject, site: AttentionSite, query: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def _ablations_figure(results: Results) -> Image.Image | None:
 
 
 def _colour(name: str) -> int:
-    return {"one_token": 1, "decoupled": 4}.get(name, 3 if "norm" in name or "scale" in name else 2)
+    return {"one_token": 1, "decoupled": 4}.get(name, 3 if "scale" in name else 2)
 
 
 def _curve_figure(results: Results) -> Image.Image | None:
