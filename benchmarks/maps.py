@@ -1,17 +1,23 @@
 """What separation and recorded maps cost per step, on a UNet of SD1.5's full size.
 
-    python dev.py bench maps
+    python dev.py bench maps [rounds]
 
 Weights are random, and so the pictures; the arithmetic is that of the real model. The text encoder
 is narrow, which leaves out a part of the keys and values of the prompt.
+
+Each round runs every case once, right after the other, and the cost is the median over rounds of
+the ratio within a round: a busy moment of the machine meets neighbours alike. On a CPU the time is
+that of the processor and not of the clock, which other processes would share.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
+from collections.abc import Callable
 
 import _host  # first: it starts ComfyUI
+import comfy.model_management
+import numpy as np
 import pack
 import scenes
 import torch
@@ -25,7 +31,9 @@ SD15_SIZE = {
     "transformer_depth_middle": 1,
 }
 PROMPT = "a drawing of <anna> with <bob> in a coffee shop"
-STEPS, ROUNDS, SIZE = 2, 3, 32
+STEPS, SIZE = 2, 32
+ROUNDS = int(_host.ARGUMENTS[0]) if _host.ARGUMENTS else 3
+BASELINE = "two subjects"
 
 
 def measure() -> None:
@@ -49,26 +57,36 @@ def measure() -> None:
     separated, _ = apply(1.0)
     cases = {
         "the plain model": scene.model,
-        "two subjects": bound,
+        BASELINE: bound,
         "two subjects, separation": separated,
         "two subjects, all maps recorded": pack.run("RecordMaps", model=bound, values=False)[0],
         "two subjects, all maps and values recorded": pack.run("RecordMaps", model=bound)[0],
     }
     positive, negative = scene.encode(clip, PROMPT), scene.encode(clip, "blurry")
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for model in cases.values():
-        scene.sample(model, positive, negative, steps=1)
-    # In turns, so that a busy moment of the machine meets all of them.
-    for _ in range(ROUNDS):
-        for name, model in cases.items():
-            started = time.perf_counter()
-            scene.sample(model, positive, negative, steps=STEPS)
-            times[name].append((time.perf_counter() - started) / STEPS)
-    baseline = statistics.median(times["two subjects"])
+    ways = {
+        name: lambda steps, model=model: scene.sample(model, positive, negative, steps=steps)
+        for name, model in cases.items()
+    }
+    for sample in ways.values():
+        sample(1)
+    times = {name: np.empty(ROUNDS) for name in ways}
+    for each in range(ROUNDS):
+        for name, sample in ways.items():
+            times[name][each] = _seconds(sample) / STEPS
     for name, found in times.items():
-        step = statistics.median(found)
-        _host.report(f"one step of {STEPS} at {SIZE * 8} px, {name}", step)
-        _host.report("    against two subjects", 100.0 * (step / baseline - 1.0), "%")
+        _host.report(f"one step of {STEPS} at {SIZE * 8} px, {name}", float(np.median(found)))
+        low, median, high = np.percentile(100.0 * (found / times[BASELINE] - 1.0), (25, 50, 75))
+        print(
+            f"    against {BASELINE}: {median:+.1f} % (half of the rounds {low:+.1f} to {high:+.1f})"
+        )
+
+
+def _seconds(sample: Callable[[int], object]) -> float:
+    on_cpu = comfy.model_management.get_torch_device().type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    started = clock()
+    sample(STEPS)
+    return clock() - started
 
 
 if __name__ == "__main__":

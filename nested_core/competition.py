@@ -26,14 +26,15 @@ SMALLEST = 1e-6
 # subjects; the more of them share a picture, the closer they stand.
 _BLUR_OF_ONE = 0.6
 
-# How much more a pixel counts in the blur for each deviation by which it attends more to somebody.
-_PRESENCE = 0.5
+# How much more a pixel counts for each deviation by which it attends more to somebody.
+_PRESENCE = 1.0
 
 # A map whose deviation is below this is flat: what is left is rounding.
 _FLAT = 1e-3
 
-# The lead, in the logarithm of attention, with which a pixel counts as decided (half of it: open).
-_DECIDED = 0.7
+# The lead, in the logarithm of attention, with which a pixel counts as decided (half of it: open):
+# for the subject that owns its neighbourhood, and for another.
+_DECIDED, _DECIDED_OTHERWISE = 0.7, 0.3
 
 # How fast a lead in the maps, measured by their own deviation, becomes ownership.
 _SHARPNESS = 200.0
@@ -80,7 +81,11 @@ def shares(
     down, across = (_blur_matrix(size, blur, evidence.device) for size in (height, width))
     weight = (down @ present @ across.mT).clamp_min(SMALLEST)
     blurred = (down @ (centred * present) @ across.mT) / weight
-    lead = _SHARPNESS * blurred
+    # Two are level at their mean where somebody is, not at that of a picture that is mostly sky:
+    # a word that reaches a little further would else be given both of them.
+    level = (blurred * present).sum(dim=(-2, -1), keepdim=True)
+    level = level / present.sum(dim=(-2, -1), keepdim=True)
+    lead = _SHARPNESS * (blurred - level)
     if free is not None and any(free):
         # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
         taken = ~torch.tensor(free, device=lead.device).view(-1, 1, 1)
@@ -90,14 +95,21 @@ def shares(
 
 def contested(
     evidence: Float[Tensor, "*batch subjects height width"],
+    found: Float[Tensor, "*batch subjects height width"],
 ) -> Float[Tensor, "*batch 1 height width"]:
     """Where it is open whose a pixel is: 1 where two subjects are level, near 0 where one leads.
 
     A pixel that already knows whom it listens to is left alone: ownership has hard edges, and
-    attention knows better where two people touch.
+    attention knows better where two people touch. Sooner so where it does not listen to its owner.
+
+    Args:
+        found: the `shares` of this evidence.
     """
-    first, second = evidence.topk(2, dim=-3).values.unbind(dim=-3)
-    return torch.exp(-(((first - second) / _DECIDED) ** 4)).unsqueeze(-3)
+    best = evidence.topk(2, dim=-3).values
+    first, second = best[..., :1, :, :], best[..., 1:, :, :]
+    lead = torch.where(evidence == first, evidence - second, evidence - first)
+    decided = torch.where(lead > 0, _DECIDED, _DECIDED_OTHERWISE)
+    return (found * torch.exp(-((lead / decided) ** 4))).sum(dim=-3, keepdim=True)
 
 
 def _blur_matrix(size: int, deviation: float, device: torch.device) -> Tensor:

@@ -133,32 +133,43 @@ class Planner:
         subjects = list(dict.fromkeys(keys))
         if self.maps is None or len(subjects) < 2:
             return {}, None
-        ids = [key.binding_id for key in subjects]
-        known = [self.maps.evidence(self.places[row], ids, self.device) for row in rows]
-        evidence = [each for each in known if each is not None]
-        if len(evidence) < len(rows):
+        owned = self._owners([key.binding_id for key in subjects], rows)
+        if owned is None:
             return {}, None
-        stacked = torch.stack(evidence)
-        masks = [self.acting[each].mask for each in ids]
-        found = shares(stacked, [mask is None for mask in masks])
-        if all(mask is None for mask in masks):
-            open_to_all = contested(stacked)
-        else:
-            found = with_masks(found, [_on_grid(mask, rows, found) for mask in masks])
-            # What the user painted is not for the maps to doubt.
-            open_to_all = torch.ones_like(stacked[:, :1])
+        found, open_to_all = owned
         shared = {
             key: share[:, None] / keys.count(key)
             for key, share in zip(subjects, found.unbind(dim=1), strict=True)
         }
         return shared, self.separation * open_to_all
 
+    def _owners(self, ids: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Whose each pixel is, `[rows, subjects, height, width]`, and where that is open."""
+        assert self.maps is not None
+        where = [self.places[row] for row in rows]
+        size = (where[0].height, where[0].width)
+        masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
+        free = [mask is None for mask in masks]
+        if any(free):
+            known = [self.maps.evidence(place, ids, self.device) for place in where]
+            evidence = [each for each in known if each is not None]
+            if len(evidence) < len(rows):
+                return None
+            stacked = torch.stack(evidence)
+            found = shares(stacked, free)
+            if all(free):
+                return found, contested(stacked, found)
+        else:  # nothing is to be found: masks act from the first step on
+            found = torch.zeros(len(rows), len(ids), *size, device=self.device)
+        # What the user painted is not for the maps to doubt.
+        return with_masks(found, masks), torch.ones_like(found[:, :1])
 
-def _on_grid(mask: Tensor | None, rows: Sequence[int], like: Tensor) -> Tensor | None:
+
+def _on_grid(mask: Tensor | None, rows: Sequence[int], size: tuple[int, int]) -> Tensor | None:
     """A mask `[rows of the call, 1, height, width]` as `[rows, height, width]` on a grid."""
     if mask is None:
         return None
-    return functional.interpolate(mask[list(rows)], size=like.shape[-2:], mode="area")[:, 0]
+    return functional.interpolate(mask[list(rows)], size=size, mode="area")[:, 0]
 
 
 _Key = TypeVar("_Key", bound=Hashable)

@@ -24,8 +24,8 @@ from .sighting import Sighting
 
 SAMPLING_KEY = "nested_attention_sampling"
 
-# How much of what was known is kept when a step has shown more: early steps are vague.
-_MEMORY = 0.8
+# How much of what was known is kept when a step has shown more: who stands where is decided early.
+_MEMORY = 0.9
 
 # A prompt of its own for every picture: what one has shown never moves another.
 _Key: TypeAlias = tuple[int, int, int]  # conditioning, picture, binding id

@@ -60,17 +60,18 @@ class NaiveOwners:
                 weight = weight + news
             shown = total[0] / weight
             known = self.evidence
-            self.evidence = shown if known is None else 0.8 * known + 0.2 * shown
+            self.evidence = shown if known is None else 0.9 * known + 0.1 * shown
             self.seen = []
         self.sigma = sigma
 
     def _owned(self, grid):
         """Whose each pixel is, and how far that counts there."""
-        if self.evidence is None:
+        if self.evidence is None and any(mask is None for mask in self.masks):
             return None, 0.0
-        evidence = self.evidence.float()
+        nothing_seen = torch.zeros(len(self.masks), *self.size)
+        evidence = nothing_seen if self.evidence is None else self.evidence.float()
         found = competition.shares(evidence, [mask is None for mask in self.masks])
-        open_to_all = competition.contested(evidence)
+        open_to_all = competition.contested(evidence, found)
         if any(mask is not None for mask in self.masks):
             masks = [
                 None

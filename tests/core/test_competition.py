@@ -74,18 +74,33 @@ class TestComparability:
 
 
 class TestContested:
+    FIRST_OWNS = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+
     def test_level_pixels_are_open_and_decided_ones_are_not(self):
         evidence = torch.zeros(3, 2, 2)
-        evidence[0, 0, 0], evidence[1, 1, 1] = 5.0, 0.1
-        found = competition.contested(evidence)
+        evidence[0, 0, 0], evidence[0, 1, 1] = 5.0, 0.1
+        found = competition.contested(evidence, self.FIRST_OWNS.expand(3, 2, 2))
         assert found.shape == (1, 2, 2)
         assert found[0, 0, 1] == 1.0
         assert float(found[0, 0, 0]) < 1e-6
         assert float(found[0, 1, 1]) > 0.99
 
-    def test_the_second_best_counts_not_the_last(self):
-        evidence = torch.tensor([2.0, 1.9, -9.0]).view(1, 3, 1, 1)
-        assert competition.contested(evidence).item() > 0.99
+    def test_the_best_of_the_others_counts_not_the_last(self):
+        evidence = torch.tensor([2.0, 1.9, -9.0]).view(3, 1, 1)
+        assert competition.contested(evidence, self.FIRST_OWNS).item() > 0.99
+
+    def test_a_pixel_that_does_not_listen_to_its_owner_is_decided_sooner(self):
+        evidence = torch.tensor([0.4, 0.0, 0.0]).view(3, 1, 1)
+        owned = [competition.contested(evidence, self.FIRST_OWNS.roll(n, 0)).item() for n in (0, 1)]
+        assert owned[0] > 0.8
+        assert owned[1] < 0.1
+
+    def test_a_pixel_of_two_owners_is_open_as_far_as_it_is_to_each(self):
+        evidence = torch.tensor([0.4, 0.0, 0.0]).view(3, 1, 1)
+        first, second = (self.FIRST_OWNS.roll(n, 0) for n in (0, 1))
+        apart = [competition.contested(evidence, owner) for owner in (first, second)]
+        both = competition.contested(evidence, 0.25 * first + 0.75 * second)
+        torch.testing.assert_close(both, 0.25 * apart[0] + 0.75 * apart[1])
 
 
 class TestShares:
@@ -143,6 +158,22 @@ class TestShares:
         left, right = competition.shares(evidence)
         assert float(left[:, :6].mean()) > 0.95
         assert float(right[:, 10:].mean()) > 0.95
+
+    def test_a_word_that_reaches_further_is_not_given_both(self):
+        """A wide map lies over its neighbour's too, and against a wide sky both are high."""
+        wide = _blob(16, 16, 0.5, 0.3, spread=0.4)
+        narrow = 0.85 * wide + 0.15 * _blob(16, 16, 0.5, 0.6)
+        left, right = competition.shares(torch.stack([wide, narrow]))
+        assert float(left[5:11, 3:6].mean()) > 0.95
+        assert float(right[6:10, 8:11].mean()) > 0.95
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_a_large_and_a_small_subject_keep_their_places(self, order):
+        large, small = _blob(24, 24, 0.55, 0.35, spread=0.25), _blob(24, 24, 0.8, 0.85, spread=0.08)
+        found = competition.shares(torch.stack([(large, small)[each] for each in order]))
+        of_large, of_small = found[order[0]], found[order[1]]
+        assert float(of_large[7:19, 3:13].mean()) > 0.95
+        assert float(of_small[18:21, 19:22].mean()) > 0.95
 
     def test_each_row_is_by_itself(self):
         rows = _random(4, 3, 9, 7)
