@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .shapes import Float
+from .shapes import Bool, Float
 
 # A pixel that attends to no subject at all has a logarithm to be spared.
 SMALLEST = 1e-6
@@ -31,6 +31,9 @@ _PRESENCE = 1.0
 
 # A map whose deviation is below this is flat: what is left is rounding.
 _FLAT = 1e-3
+
+# Masks that fill a pixel to the brim do not overlap there.
+_ROUNDING = 1e-4
 
 # The lead, in the logarithm of attention, with which a pixel counts as decided (half of it: open):
 # for the subject that owns its neighbourhood, and for another.
@@ -60,15 +63,46 @@ def comparability(
     return seen.float().mean(dim=(-2, -1), keepdim=True).amin(dim=-3, keepdim=True).sqrt()
 
 
-def shares(
+def ownership(
     evidence: Float[Tensor, "*batch subjects height width"],
-    free: Sequence[bool] | None = None,
-) -> Float[Tensor, "*batch subjects height width"]:
-    """Whose each pixel is; the shares of all subjects sum to 1.
+    masks: Sequence[Float[Tensor, "*batch height width"] | None] | None = None,
+) -> tuple[Float[Tensor, "*batch subjects height width"], Float[Tensor, "*batch 1 height width"]]:
+    """Whose each pixel is, and how far that is open; see `shares` and `contested`.
+
+    Masks win over what was found. Where they leave room, the subjects without one divide it; where
+    they overlap, the subjects that claim the pixel do.
 
     Args:
         evidence: of every subject, the mean of `contrast` over sites and steps.
-        free: the subjects that the pixels are divided among; all unless given.
+        masks: one per subject, in [0, 1], or None; nobody has one unless given.
+    """
+    if masks is None or all(mask is None for mask in masks):
+        found = shares(evidence)
+        return found, contested(evidence, found)
+    nothing = torch.zeros_like(evidence[..., 0, :, :])
+    painted = torch.stack([nothing if mask is None else mask for mask in masks], dim=-3)
+    free = torch.tensor([mask is None for mask in masks], device=painted.device).view(-1, 1, 1)
+    excess = (painted.sum(dim=-3, keepdim=True) - 1.0).clamp_min(0.0)
+    crowded = excess > _ROUNDING
+    certain = (painted - excess).clamp_min(0.0)  # what nobody else claims
+    rest = 1.0 - certain.sum(dim=-3, keepdim=True)
+    divide_it = torch.where(crowded, painted > 0, free)
+    divided = shares(evidence, divide_it)
+    # What the user painted is not for the maps to doubt.
+    rivals = evidence.masked_fill(~divide_it, -torch.inf)
+    doubtful = torch.where(crowded, rest * (1.0 - contested(rivals, divided)), 0.0)
+    return certain + rest * divided, 1.0 - doubtful
+
+
+def shares(
+    evidence: Float[Tensor, "*batch subjects height width"],
+    among: Bool[Tensor, "*batch subjects height width"] | None = None,
+) -> Float[Tensor, "*batch subjects height width"]:
+    """Whose each pixel is; the shares of a pixel sum to 1, or to 0 where nobody may have it.
+
+    Args:
+        evidence: of every subject, the mean of `contrast` over sites and steps.
+        among: which subjects may have a pixel; all unless given.
     """
     subjects, height, width = evidence.shape[-3:]
     # A word whose map is all peaks would leave the plains to one whose map is flat.
@@ -86,11 +120,10 @@ def shares(
     level = (blurred * present).sum(dim=(-2, -1), keepdim=True)
     level = level / present.sum(dim=(-2, -1), keepdim=True)
     lead = _SHARPNESS * (blurred - level)
-    if free is not None and any(free):
-        # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
-        taken = ~torch.tensor(free, device=lead.device).view(-1, 1, 1)
-        lead = lead.masked_fill(taken, -torch.inf)
-    return lead.softmax(dim=-3)
+    if among is None:
+        return lead.softmax(dim=-3)
+    # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
+    return lead.masked_fill(~among, -torch.inf).softmax(dim=-3).nan_to_num(0.0)
 
 
 def contested(
@@ -117,23 +150,3 @@ def _blur_matrix(size: int, deviation: float, device: torch.device) -> Tensor:
     distances = (positions[:, None] - positions) / (deviation * size)
     weights = torch.exp(-0.5 * distances.square())
     return weights / weights.sum(dim=1, keepdim=True)
-
-
-def with_masks(
-    found: Float[Tensor, "*batch subjects height width"],
-    masks: Sequence[Float[Tensor, "*batch height width"] | None],
-) -> Float[Tensor, "*batch subjects height width"]:
-    """The shares when the user said where some subjects are: masks win over whatever was found.
-
-    Args:
-        found: `shares` among the subjects without a mask; those of masked ones are not looked at.
-        masks: one per subject, in [0, 1], or None.
-    """
-    none = torch.zeros_like(found[..., 0, :, :])
-    painted = torch.stack([none if mask is None else mask for mask in masks], dim=-3)
-    # Where masks overlap, their subjects divide the pixel.
-    painted = painted / painted.sum(dim=-3, keepdim=True).clamp_min(1.0)
-    free = torch.tensor([mask is None for mask in masks], device=found.device).view(-1, 1, 1)
-    unmasked = found * free
-    unmasked = unmasked / unmasked.sum(dim=-3, keepdim=True).clamp_min(SMALLEST)
-    return painted + (1.0 - painted.sum(dim=-3, keepdim=True)) * unmasked

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...nested_core.binding import Binding
-from ...nested_core.competition import contested, shares, with_masks
+from ...nested_core.competition import ownership
 from ...nested_core.sites import AttentionSite
 from .conditioning import Place
 from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
@@ -149,20 +149,14 @@ class Planner:
         where = [self.places[row] for row in rows]
         size = (where[0].height, where[0].width)
         masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
-        free = [mask is None for mask in masks]
-        if any(free):
-            known = [self.maps.evidence(place, ids, self.device) for place in where]
-            evidence = [each for each in known if each is not None]
-            if len(evidence) < len(rows):
-                return None
-            stacked = torch.stack(evidence)
-            found = shares(stacked, free)
-            if all(free):
-                return found, contested(stacked, found)
-        else:  # nothing is to be found: masks act from the first step on
-            found = torch.zeros(len(rows), len(ids), *size, device=self.device)
-        # What the user painted is not for the maps to doubt.
-        return with_masks(found, masks), torch.ones_like(found[:, :1])
+        known = [self.maps.evidence(place, ids, self.device) for place in where]
+        evidence = [each for each in known if each is not None]
+        if len(evidence) == len(rows):
+            return ownership(torch.stack(evidence), masks)
+        if any(mask is None for mask in masks):
+            return None
+        # Masks need not wait for the first step to show something.
+        return ownership(torch.zeros(len(rows), len(ids), *size, device=self.device), masks)
 
 
 def _on_grid(mask: Tensor | None, rows: Sequence[int], size: tuple[int, int]) -> Tensor | None:

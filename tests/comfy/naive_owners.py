@@ -70,17 +70,13 @@ class NaiveOwners:
             return None, 0.0
         nothing_seen = torch.zeros(len(self.masks), *self.size)
         evidence = nothing_seen if self.evidence is None else self.evidence.float()
-        found = competition.shares(evidence, [mask is None for mask in self.masks])
-        open_to_all = competition.contested(evidence, found)
-        if any(mask is not None for mask in self.masks):
-            masks = [
-                None
-                if mask is None
-                else functional.interpolate(mask[None], self.size, mode="area")[0, 0]
-                for mask in self.masks
-            ]
-            found = competition.with_masks(found, masks)
-            open_to_all = torch.ones_like(open_to_all)
+        masks = [
+            None
+            if mask is None
+            else functional.interpolate(mask[None], self.size, mode="area")[0, 0]
+            for mask in self.masks
+        ]
+        found, open_to_all = competition.ownership(evidence, masks)
         found, open_to_all = (
             functional.interpolate(each[None], grid, mode="area")[0].double().flatten(1)
             for each in (found, open_to_all)

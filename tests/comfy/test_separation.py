@@ -137,11 +137,12 @@ class TestEqualsTheValueTable:
         without = _of_the_value_table(scene, monkeypatch, anna, rex, 0.0)
         assert scenes.relative_difference(without, expected) > VISIBLE
 
-    @pytest.mark.parametrize("masked", ["anna", "both"])
+    @pytest.mark.parametrize("masked", ["anna", "both", "overlapping"])
     def test_of_the_owners_that_the_masks_say(self, scene, monkeypatch, masked):
         left = torch.zeros(1, scene.height * 8, scene.width * 8)
         left[..., : scene.width * 4] = 1.0
-        masks = [left, 1.0 - left if masked == "both" else None]
+        others = {"anna": None, "both": 1.0 - left, "overlapping": torch.ones_like(left)}
+        masks = [left, others[masked]]
         anna, rex = scene.subject(0), scene.subject(1, references=2)
         bindings = (
             scene.bind(anna, "<anna>", "woman", mask=masks[0]),

@@ -182,49 +182,91 @@ class TestShares:
 
 
 class TestMasks:
-    FOUND = _random(2, 3, 6, 8).softmax(dim=1)
+    EVIDENCE = _random(2, 3, 6, 8)
     LEFT = torch.zeros(2, 6, 8).index_fill(2, torch.arange(4), 1.0)
 
-    def test_no_masks_change_nothing(self):
-        torch.testing.assert_close(competition.with_masks(self.FOUND, [None] * 3), self.FOUND)
+    def _owned(self, *masks: Tensor | None) -> Tensor:
+        return competition.ownership(self.EVIDENCE, masks)[0]
+
+    def _among(self, *free: bool) -> Tensor:
+        among = torch.tensor(free).view(3, 1, 1).expand(3, 6, 8)
+        return competition.shares(self.EVIDENCE, among.expand(2, -1, -1, -1))
+
+    def test_without_masks_the_evidence_decides(self):
+        found = competition.shares(self.EVIDENCE)
+        expected = found, competition.contested(self.EVIDENCE, found)
+        for masks in (None, [None] * 3):
+            owned = competition.ownership(self.EVIDENCE, masks)
+            assert all(torch.equal(*pair) for pair in zip(owned, expected, strict=True))
 
     def test_a_mask_wins_and_the_free_divide_the_rest_as_found(self):
-        found = competition.with_masks(self.FOUND, [None, self.LEFT, None])
+        found = self._owned(None, self.LEFT, None)
         assert torch.equal(found[:, 1], self.LEFT)
         assert torch.equal(found[:, ::2, :, :4], torch.zeros(2, 2, 6, 4))
-        free = self.FOUND[:, ::2, :, 4:]
-        torch.testing.assert_close(found[:, ::2, :, 4:], free / free.sum(dim=1, keepdim=True))
+        free = self._among(True, False, True)
+        torch.testing.assert_close(found[..., 4:], free[..., 4:])
 
     def test_part_of_a_mask_leaves_the_other_part_to_the_free(self):
-        found = competition.with_masks(self.FOUND, [0.25 * self.LEFT, None, None])
+        found = self._owned(0.25 * self.LEFT, None, None)
         torch.testing.assert_close(found[:, 0], 0.25 * self.LEFT)
         torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 6, 8))
 
-    def test_overlapping_masks_are_divided(self):
+    def test_masks_that_touch_do_not_overlap(self):
+        soft = 0.3 + 0.4 * self.LEFT
+        found = self._owned(soft, 1.0 - soft, None)
+        torch.testing.assert_close(found[:, 0], soft)
+        torch.testing.assert_close(found[:, 1], 1.0 - soft)
+
+    def test_where_masks_overlap_the_evidence_divides_among_them(self):
         whole = torch.ones(2, 6, 8)
-        found = competition.with_masks(self.FOUND, [self.LEFT, whole, None])
-        torch.testing.assert_close(found[:, 0], 0.5 * self.LEFT)
-        torch.testing.assert_close(found[:, 1], whole - 0.5 * self.LEFT)
-        assert torch.equal(found[:, 2], torch.zeros(2, 6, 8))
+        found = self._owned(self.LEFT, whole, None)
+        assert torch.equal(found[:, 1, :, 4:], whole[..., 4:])
+        expected = self._among(True, True, False)
+        torch.testing.assert_close(found[..., :4], expected[..., :4])
+        assert float((expected[:, 0, :, :4] - 0.5).abs().mean()) > 0.2
+
+    def test_only_what_two_claim_is_divided(self):
+        most, some = (torch.full((2, 6, 8), each) for each in (0.95, 0.1))
+        found = self._owned(most, some, None)
+        divided = self._among(True, True, False)
+        torch.testing.assert_close(found[:, 0], 0.9 + 0.05 * divided[:, 0])
+        torch.testing.assert_close(found[:, 1], 0.05 + 0.05 * divided[:, 1])
+
+    def test_a_subject_that_does_not_claim_a_pixel_is_not_given_it(self):
+        """However sure the maps are: outside her mask Anna owns nothing."""
+        evidence = torch.stack([_blob(6, 8, 0.5, 0.8), *[_blob(6, 8, 0.5, 0.2)] * 2])
+        masks = [self.LEFT[0], None, None]
+        found = competition.ownership(evidence, masks)[0]
+        torch.testing.assert_close(found[0], self.LEFT[0])
+        masks = [self.LEFT[0], torch.ones(6, 8), torch.ones(6, 8)]
+        found = competition.ownership(evidence, masks)[0]
+        assert torch.equal(found[0, :, 4:], torch.zeros(6, 4))
+        torch.testing.assert_close(found.sum(dim=0), torch.ones(6, 8))
 
     def test_where_all_are_masked_the_rest_is_nobodys(self):
         masks = [0.3 * self.LEFT, 0.2 * self.LEFT, torch.zeros(2, 6, 8)]
-        found = competition.with_masks(self.FOUND, masks)
-        torch.testing.assert_close(found, torch.stack(masks, dim=1))
-
-    def test_a_masked_subject_that_is_seen_elsewhere_leaves_that_to_the_free(self):
-        """However sure the maps are: outside her mask Anna owns nothing."""
-        evidence = torch.stack([_blob(6, 8, 0.5, 0.8), _blob(6, 8, 0.5, 0.2)]).expand(2, -1, -1, -1)
-        found = competition.shares(evidence, free=[False, True])
-        found = competition.with_masks(found, [self.LEFT, None])
-        torch.testing.assert_close(found[:, 0], self.LEFT)
-        torch.testing.assert_close(found[:, 1], 1.0 - self.LEFT)
+        torch.testing.assert_close(self._owned(*masks), torch.stack(masks, dim=1))
 
     def test_the_masked_are_not_among_those_who_divide_the_rest(self):
-        found = competition.shares(_random(2, 3, 6, 8), free=[True, False, True])
+        found = self._owned(None, torch.zeros(2, 6, 8), None)
         assert torch.equal(found[:, 1], torch.zeros(2, 6, 8))
         torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 6, 8))
 
-    def test_nobody_free_is_not_an_error(self):
-        found = competition.shares(_random(2, 2, 6, 8), free=[False, False])
-        assert bool(found.isfinite().all())
+    def test_before_anything_was_seen_those_who_claim_a_pixel_are_level(self):
+        masks = [self.LEFT, torch.ones(2, 6, 8), torch.zeros(2, 6, 8)]
+        found, is_open = competition.ownership(torch.zeros(2, 3, 6, 8), masks)
+        torch.testing.assert_close(found[:, 0], 0.5 * self.LEFT)
+        assert torch.equal(is_open, torch.ones(2, 1, 6, 8))
+
+    def test_what_is_painted_is_not_in_doubt_and_what_two_claim_may_be(self):
+        evidence = torch.zeros(2, 3, 6, 8)
+        evidence[:, 0] = 5.0  # every pixel has decided, and for Anna
+        free = competition.ownership(evidence)[1]
+        assert float(free.max()) < 1e-6
+        one = competition.ownership(evidence, [None, self.LEFT, None])[1]
+        assert torch.equal(one, torch.ones(2, 1, 6, 8))
+        whole = torch.ones(2, 6, 8)
+        two = competition.ownership(evidence, [whole, self.LEFT, None])[1][:, 0]
+        torch.testing.assert_close(two, 1.0 - self.LEFT)
+        unseen = competition.ownership(evidence, [None, whole, self.LEFT])[1]
+        torch.testing.assert_close(unseen, torch.ones(2, 1, 6, 8))
