@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pack
 import reference
 import torch
@@ -9,76 +11,126 @@ from torch.nn import functional
 
 competition = pack.module("nested_core.competition")
 
+KEPT = 0.9  # of what was known, when a call has shown more
+
 
 class NaiveOwners:
-    """The value table in which every pixel hears its owners, in float64, from its own evidence.
+    """Value tables for `reference` in which every pixel hears its owners, from their own evidence.
 
-    Reads the tables of `reference`, made with full strength and without masks: there a bound
-    position holds v*(q).
+    Each row of the batch has evidence of its own. A call of the UNet is over when a site sees the row
+    again: then what it showed counts.
+
+    Args:
+        separation: in [0, 1].
+        size: height and width of the latents.
     """
 
-    def __init__(self, subjects, separation, masks=None, size=(16, 12)):
-        self.subjects, self.separation, self.size = subjects, separation, size
-        self.masks = masks or [None] * len(subjects)
-        self.evidence, self.sigma, self.seen = None, None, []
-        self.make = reference._value_tables
+    def __init__(self, separation, size):
+        self.separation, self.size = separation, size
+        self.known = {}  # evidence, by row and subject
+        self.shown = {}  # maps of the call, by row, then by site; a map for each subject there
 
     def __call__(self, site, q, k, v, slots, options, row):
-        if not slots:
-            return self.make(site, q, k, v, slots, options, row)
-        grid = tuple(options["activations_shape"][-2:])
-        tables, logits = self.make(site, q, k, v, slots, options, row)
-        stars = tables.clone()
-        self._step(float(options["sigmas"][0]))
-        weights = logits.softmax(-1).mean(0)
-        maps = torch.stack([weights[:, places].sum(-1) for places in self.subjects])
-        self.seen.append(maps.view(len(maps), *grid))
-        regions = [reference._region(mask, grid, row) for mask in self.masks]
-        owned, taken = self._owned(grid)
-        for own, places in enumerate(self.subjects):
+        tables, logits = reference._value_tables(site, q, k, v, slots, options, row)
+        acting = _subjects(slots, options)
+        here = {each: places for each, places in acting.items() if each.sites(site)}
+        if not here:
+            return tables, logits
+        row_key = _row_key(options, row)
+        owned = self._see(row_key, site, here, q, k, options, list(acting))
+        if owned is None:
+            return tables, logits
+        shares, taken = owned
+        offers = _offers(site, q, k, v, here, options, row)
+        for places in here.values():
             for position in places:
                 text = v[:, position][:, None]
-                offered = regions[own] * (stars[:, :, position] - text)
-                if owned is not None:
-                    owners = [
-                        share[None, :, None] * (stars[:, :, theirs].mean(2) - text)
-                        for share, theirs in zip(owned, self.subjects, strict=True)
-                    ]
-                    offered = (1 - taken) * offered + taken * sum(owners)
-                tables[:, :, position] = text + offered
+                of_owners = sum(
+                    shares[list(acting).index(owner), None, :, None]
+                    * owner.strength
+                    * (offers[owner] - text)
+                    for owner in here
+                )
+                own = tables[:, :, position] - text
+                tables[:, :, position] = text + (1 - taken) * own + taken * of_owners
         return tables, logits
 
-    def _step(self, sigma):
-        """A call is over when another begins: then its maps count."""
-        if self.sigma not in (None, sigma):
+    def _see(self, row_key, site, here, q, k, options, acting):
+        """Takes the site's maps in; the shares of those who act, and how far they count there."""
+        shown = self.shown.setdefault(row_key, {})
+        if site in shown:
+            self._learn(row_key, shown)
+            shown.clear()
+        attention = (torch.einsum("hpd,htd->hpt", q, k) * q.shape[-1] ** -0.5).softmax(-1).mean(0)
+        grid = tuple(options["activations_shape"][-2:])
+        shown[site] = {
+            each: attention[:, places].sum(-1).view(grid) for each, places in here.items()
+        }
+        return self._owned(row_key, acting, grid)
+
+    def _learn(self, row_key, shown):
+        """Sites where the same subjects acted are news together."""
+        for group in {tuple(maps): None for maps in shown.values()}:
+            sites = [torch.stack(list(m.values())) for m in shown.values() if tuple(m) == group]
             total, weight = 0.0, 0.0
-            for maps in self.seen:
+            for maps in sites:
                 logarithm = maps.clamp_min(1e-6).log()
                 news = maps.mean((1, 2)).min().sqrt()
                 contrast = (logarithm - logarithm.mean((1, 2), keepdim=True)) * news
                 total = total + functional.interpolate(contrast[None], self.size, mode="bilinear")
                 weight = weight + news
-            shown = total[0] / weight
-            known = self.evidence
-            self.evidence = shown if known is None else 0.9 * known + 0.1 * shown
-            self.seen = []
-        self.sigma = sigma
+            for each, evidence in zip(group, total[0] / weight, strict=True):
+                known = self.known.get((row_key, each))
+                if known is not None:
+                    evidence = KEPT * known + (1 - KEPT) * evidence
+                self.known[row_key, each] = evidence
 
-    def _owned(self, grid):
-        """Whose each pixel is, and how far that counts there."""
-        if self.evidence is None and any(mask is None for mask in self.masks):
-            return None, 0.0
-        nothing_seen = torch.zeros(len(self.masks), *self.size)
-        evidence = nothing_seen if self.evidence is None else self.evidence.float()
-        masks = [
-            None
-            if mask is None
-            else functional.interpolate(mask[None], self.size, mode="area")[0, 0]
-            for mask in self.masks
-        ]
-        found, open_to_all = competition.ownership(evidence, masks)
-        found, open_to_all = (
+    def _owned(self, row_key, acting, grid):
+        known = [self.known.get((row_key, each)) for each in acting]
+        masks = [None if each.mask is None else self._mask(row_key, each) for each in acting]
+        if len(acting) < 2 or not self.separation:
+            return None
+        if any(each is None for each in known):
+            if any(each is None for each in masks):
+                return None
+            known = [torch.zeros(self.size)] * len(acting)
+        found = competition.ownership(torch.stack(known).float(), masks)
+        shares, is_open = (
             functional.interpolate(each[None], grid, mode="area")[0].double().flatten(1)
-            for each in (found, open_to_all)
+            for each in found
         )
-        return found, self.separation * open_to_all[:, :, None]
+        return shares, self.separation * is_open[:, :, None]
+
+    def _mask(self, row_key, subject):
+        resized = functional.interpolate(subject.mask[:, None], self.size, mode="area")
+        return resized[row_key[-1] % len(resized), 0]
+
+
+def _row_key(options, row):
+    """Which conditioning of its kind, and which picture of the batch."""
+    kinds = options["cond_or_uncond"]
+    batch = options["activations_shape"][0] // len(kinds)
+    nth = row // batch
+    return kinds[nth], kinds[:nth].count(kinds[nth]), row % batch
+
+
+def _subjects(slots, options):
+    """The subjects that act now, each with its places."""
+    sigma = float(options["sigmas"][0])
+    found = {}
+    for position, subject in slots.items():
+        start, end = subject.window
+        if end <= sigma <= start:
+            found.setdefault(subject, []).append(position)
+    return found
+
+
+def _offers(site, q, k, v, subjects, options, row):
+    """v*(q) of each subject, the mean over its places."""
+    alone = {
+        position: replace(subject, strength=1.0, token_weight=1.0, mask=None)
+        for subject, places in subjects.items()
+        for position in places
+    }
+    stars, _ = reference._value_tables(site, q, k, v, alone, options, row)
+    return {each: stars[:, :, places].mean(2) for each, places in subjects.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class NaiveSubject:
     """A subject at given positions of the prompt. `site_weights(site)` is its (to_k, to_v)."""
 
@@ -33,18 +33,25 @@ class NaiveSubject:
 
 Slots = Mapping[int, NaiveSubject]
 RowSlots = Callable[[dict[str, Any], int], Sequence[Slots]]
+Tables = Callable[..., tuple[Tensor, Tensor]]
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], row_slots: RowSlots
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: dict[str, Any],
+    row_slots: RowSlots,
+    make_tables: Tables | None = None,
 ) -> Tensor:
     """One site, row by row and head by head, with a value table `[pixels, text_tokens, head_dim]`."""
+    make_tables = make_tables or _value_tables
     site = (*options["block"], options["block_index"])
     heads, dtype = options["n_heads"], query.dtype
     q, k, v = (t.double().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
     out = torch.empty_like(q)
     for row, slots in enumerate(row_slots(options, query.shape[0])):
-        tables, logits = _value_tables(site, q[row], k[row], v[row], slots, options, row)
+        tables, logits = make_tables(site, q[row], k[row], v[row], slots, options, row)
         out[row] = torch.einsum("hpt,hptd->hpd", logits.softmax(-1), tables)
     return out.transpose(1, 2).flatten(-2).to(dtype)
 
@@ -94,14 +101,24 @@ def _region(mask: Tensor | None, grid: Sequence[int], row: int) -> Tensor:
 
 
 def with_naive_subjects(
-    model: Any, sites: Sequence[tuple[str, int, int]], row_slots: RowSlots
+    model: Any,
+    sites: Sequence[tuple[str, int, int]],
+    row_slots: RowSlots,
+    make_tables: Tables | None = None,
 ) -> Any:
-    """A clone of a plain model in which the subjects act, computed naively."""
+    """A clone of a plain model in which the subjects act, computed naively.
+
+    Args:
+        make_tables: as `_value_tables`, which it is unless given.
+    """
     clone = model.clone()
     clone.set_model_attn2_patch(_keep_context)
     for block, number, index in sites:
         clone.set_model_attn2_replace(
-            lambda q, k, v, options: attend(q, k, v, options, row_slots), block, number, index
+            lambda q, k, v, options: attend(q, k, v, options, row_slots, make_tables),
+            block,
+            number,
+            index,
         )
     return clone
 

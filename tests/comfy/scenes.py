@@ -50,13 +50,16 @@ class Scene:
         subject = self.subject() if subject is None else subject
         return pack.run("BindSubject", subject=subject, token=token, noun=noun, **inputs)
 
-    def apply(self, *bindings: Any, model: Any = None, clip: Any = None) -> tuple[Any, Any]:
+    def apply(
+        self, *bindings: Any, model: Any = None, clip: Any = None, **inputs: Any
+    ) -> tuple[Any, Any]:
         """MODEL and CLIP with the bindings."""
         return pack.run(
             "Apply",
             model=self.model if model is None else model,
             clip=self.clip if clip is None else clip,
             bindings={f"binding_{i}": binding for i, binding in enumerate(bindings)},
+            **inputs,
         )
 
     def encode(self, clip: Any, text: str) -> Any:
@@ -110,11 +113,12 @@ class Scene:
         negative: Any,
         *,
         model: Any = None,
+        make_tables: reference.Tables | None = None,
         **options: Any,
     ) -> Tensor:
         """What the reference makes of the plain prompt."""
         plain = self.model if model is None else model
-        naive = reference.with_naive_subjects(plain, self.sites, row_slots)
+        naive = reference.with_naive_subjects(plain, self.sites, row_slots, make_tables)
         return self.sample(naive, positive, negative, **options)
 
 

@@ -80,6 +80,23 @@ def test_two_devices_do_what_one_does(loaded, two_devices, place):
 
 
 @pytest.mark.parametrize("place", beside.PLACES)
+def test_two_devices_keep_subjects_apart_as_one_does(loaded, two_devices, place):
+    """Either device has rows with both subjects, and sees only its own."""
+    bindings = loaded.bind(), loaded.bind(loaded.subject(1), "<rex>", "dog")
+
+    def sampled(separation, alter=lambda model: model):
+        before = alter(loaded.model) if place == "before" else None
+        model, clip = loaded.apply(*bindings, model=before, separation=separation)
+        model = alter(model) if place == "behind" else model
+        prompts = (loaded.encode(clip, text) for text in (beside.APART.prompt, "no <anna>, <rex>"))
+        return loaded.sample(model, *prompts, batch=2)
+
+    alone = sampled(1.0)
+    assert scenes.relative_difference(sampled(1.0, _split), alone) < beside.TOLERANCE
+    assert scenes.relative_difference(sampled(0.0), alone) > beside.VISIBLE
+
+
+@pytest.mark.parametrize("place", beside.PLACES)
 def test_every_device_has_keys_and_values_of_its_own(loaded, two_devices, place):
     model, clip = _bound(loaded, place, loaded.bind())
     _sample(loaded, model, clip)

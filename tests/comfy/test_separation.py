@@ -27,9 +27,7 @@ VISIBLE = 1e-3
 
 def applied(scene, *bindings, **inputs):
     """MODEL and CLIP; `separation` is left away unless given."""
-    named = {f"binding_{number}": each for number, each in enumerate(bindings)}
-    given = {"model": scene.model, "clip": scene.clip, **inputs}
-    return pack.run("Apply", bindings=named, **given)
+    return scene.apply(*bindings, **inputs)
 
 
 def two(scene, anna=None, rex=None, **settings):
@@ -117,28 +115,30 @@ def test_where_all_are_painted_the_first_step_is_with_it(scene):
         assert scenes.relative_difference(apart, without) > VISIBLE
 
 
-def _of_the_value_table(scene, monkeypatch, anna, rex, separation, masks=None):
-    owners = naive_owners.NaiveOwners([ANNA, REX], separation, masks, (scene.height, scene.width))
-    slots = {3: scene.naive(anna), 1: scene.naive(rex), 5: scene.naive(rex)}
+def _of_the_value_table(scene, anna, rex, separation, masks=(None, None)):
+    owners = naive_owners.NaiveOwners(separation, (scene.height, scene.width))
+    naive_anna, naive_rex = (
+        scene.naive(each, mask=mask) for each, mask in zip((anna, rex), masks, strict=True)
+    )
+    slots = dict.fromkeys(ANNA, naive_anna) | dict.fromkeys(REX, naive_rex)
     conditionings = [scene.encode(scene.clip, text) for text in (PLAIN, "bad")]
-    with monkeypatch.context() as patched:
-        patched.setattr(reference, "_value_tables", owners)
-        return scene.sample_naively(reference.positive_only(slots), *conditionings)
+    rows = reference.positive_only(slots)
+    return scene.sample_naively(rows, *conditionings, make_tables=owners)
 
 
 class TestEqualsTheValueTable:
     @pytest.mark.smoke
     @pytest.mark.parametrize("separation", [0.7, 1.0])
-    def test_of_the_owners_that_the_maps_show(self, scene, monkeypatch, separation):
+    def test_of_the_owners_that_the_maps_show(self, scene, separation):
         anna, rex = scene.subject(0), scene.subject(1, references=2)
         found = separated(scene, two(scene, anna, rex), separation)
-        expected = _of_the_value_table(scene, monkeypatch, anna, rex, separation)
+        expected = _of_the_value_table(scene, anna, rex, separation)
         assert scenes.relative_difference(found, expected) < TOLERANCE
-        without = _of_the_value_table(scene, monkeypatch, anna, rex, 0.0)
+        without = _of_the_value_table(scene, anna, rex, 0.0)
         assert scenes.relative_difference(without, expected) > VISIBLE
 
     @pytest.mark.parametrize("masked", ["anna", "both", "overlapping"])
-    def test_of_the_owners_that_the_masks_say(self, scene, monkeypatch, masked):
+    def test_of_the_owners_that_the_masks_say(self, scene, masked):
         left = torch.zeros(1, scene.height * 8, scene.width * 8)
         left[..., : scene.width * 4] = 1.0
         others = {"anna": None, "both": 1.0 - left, "overlapping": torch.ones_like(left)}
@@ -149,9 +149,9 @@ class TestEqualsTheValueTable:
             scene.bind(rex, "<rex>", "dog", mask=masks[1]),
         )
         found = separated(scene, bindings)
-        expected = _of_the_value_table(scene, monkeypatch, anna, rex, 1.0, masks)
+        expected = _of_the_value_table(scene, anna, rex, 1.0, masks)
         assert scenes.relative_difference(found, expected) < TOLERANCE
-        unmasked = _of_the_value_table(scene, monkeypatch, anna, rex, 1.0)
+        unmasked = _of_the_value_table(scene, anna, rex, 1.0)
         assert scenes.relative_difference(unmasked, expected) > VISIBLE
 
 
