@@ -212,14 +212,10 @@ class MapRecord:
         """Indices in the batch."""
         return sorted({each.picture for each in self.maps})
 
-    def select(
-        self, picture: int, token: str | None = None, step: int | None = None
-    ) -> list[SiteMap]:
-        """The maps of a picture, perhaps of one token, perhaps at one step."""
+    def select(self, picture: int, token: str | None = None) -> list[SiteMap]:
+        """The maps of a picture, perhaps of one token."""
         return [
-            each
-            for each in self.maps
-            if each.picture == picture and token in (None, each.token) and step in (None, each.step)
+            each for each in self.maps if each.picture == picture and token in (None, each.token)
         ]
 
     def mean(self, picture: int, token: str, grid: Grid | None = None) -> Tensor:

@@ -120,7 +120,9 @@ def applied(scene, *, anna=None, model=None, record=None, before=False, separati
         model, found = pack.run("RecordMaps", model=model, **record)
     bindings = {
         "binding_0": scene.bind(
-            scene.subject(0), "<anna>", "woman", **{**settings, **(anna or {})}
+            token="<anna>",
+            noun="woman",
+            **{"subject": scene.subject(0), **settings, **(anna or {})},
         ),
         "binding_1": scene.bind(scene.subject(1), "<rex>", "dog", **settings),
     }

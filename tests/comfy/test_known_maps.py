@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 import known_maps
 import pack
 import pytest
@@ -11,6 +12,7 @@ from known_maps import applied
 HALF = 2e-3  # maps are kept in float16
 ANNA_AT = known_maps.pattern((slice(8, 10), slice(4, 6)), (slice(12, 14), slice(4, 8)))
 REX_AT = known_maps.pattern((slice(10, 14), slice(8, 10)))
+AT_THE_LEFT = known_maps.pattern((slice(2, 4), slice(0, 2)))
 ELSEWHERE = known_maps.pattern((slice(0, 2), slice(10, 12)))
 
 
@@ -109,22 +111,76 @@ class TestKnownMaps:
         self.assert_shows(record, torch.stack([ANNA_AT, REX_AT])[None])  # all in the area
 
     def test_a_value_is_one_colour_wherever_the_query_is_the_same(self, scene):
+        """Each subject in its own half, two pictures: every row and token has its own values."""
         right = torch.zeros(1, 16, 12)
         right[..., 6:] = 1.0
+        masks = {"<anna>": 1.0 - right, "<rex>": right}
+        patterns = torch.stack(
+            [torch.stack(each) for each in ((ANNA_AT, REX_AT), (AT_THE_LEFT, ANNA_AT + REX_AT))]
+        )
+        record = self.recorded(
+            scene,
+            patterns,
+            anna={"mask": masks["<anna>"]},
+            mask=masks["<rex>"],
+            record={"steps": "last"},
+        )
+        for picture in (0, 1):
+            for token, mask in masks.items():
+                own = patterns[picture, known_maps.TOKENS.index(token)]
+                others = patterns[picture].sum(0) - own
+                for each in record.values(picture, token):
+                    places = (mask[0], own * (1 - others), others)
+                    self.assert_one_colour_each(
+                        each.values, *(known_maps.on_grid(at, each.grid).bool() for at in places)
+                    )
+
+    @staticmethod
+    def assert_one_colour_each(values, inside, own, others):
+        colours, flat = values.colours.float(), values.flat.float()
+        size = float(colours.abs().max())
+        outside = colours[~inside]  # there the token's own value stands
+        torch.testing.assert_close(outside, flat.expand_as(outside), rtol=0, atol=0.01 * size)
+        alike = [inside & own, inside & ~own & ~others]
+        means = [colours[same].mean(0) for same in alike]
+        for same, mean in zip(alike, means, strict=True):
+            assert float((colours[same] - mean).abs().max()) < 0.01 * size
+        assert float((means[0] - means[1]).norm()) > 0.1 * size
+
+    def test_values_move_from_the_text_by_strength_and_presence(self, scene):
+        """In this UNet no query changes from step to step: the picture only grows and shrinks."""
         patterns = torch.stack([ANNA_AT, REX_AT])[None]
-        record = self.recorded(scene, patterns, mask=right, record={"steps": "last"})
-        for each in record.values(0, "<rex>"):
-            anna, rex = (known_maps.on_grid(at, each.grid).bool() for at in (ANNA_AT, REX_AT))
-            inside = known_maps.on_grid(right[0], each.grid).bool()
-            colours, flat = each.values.colours.float(), each.values.flat.float()
-            size = float(colours.abs().max())
-            outside = colours[~inside]  # there the token's own value stands
-            torch.testing.assert_close(outside, flat.expand_as(outside), rtol=0, atol=0.01 * size)
-            alike = [inside & rex, inside & ~rex & ~anna]
-            means = [colours[same].mean(0) for same in alike]
-            for same, mean in zip(alike, means, strict=True):
-                assert float((colours[same] - mean).abs().max()) < 0.01 * size
-            assert float((means[0] - means[1]).norm()) > 0.1 * size
+        full, half, early = (
+            self.recorded(scene, patterns, record={"steps": "1"}, **settings).values(0, "<rex>")
+            for settings in ({}, {"strength": 0.5}, {"schedule": "early"})
+        )
+        sampling = scene.model.get_model_object("model_sampling")
+        sigma = comfy.samplers.calculate_sigmas(sampling, "normal", 3)[1]
+        percent = 1.0 - float(sampling.timestep(sigma)) / 999
+        presence = 1.0 - percent * percent * (3 - 2 * percent)
+        assert 0.2 < presence < 0.8
+        for found, share in ((half, 0.5), (early, presence)):
+            for each, whole in zip(found, full, strict=True):
+                for name in ("colours", "flat"):
+                    expected = share * getattr(whole.values, name).float()
+                    size = float(whole.values.colours.abs().max())
+                    torch.testing.assert_close(
+                        getattr(each.values, name).float(), expected, rtol=0, atol=0.005 * size
+                    )
+
+    def test_each_picture_with_a_subject_of_its_own_is_shown(self, scene):
+        patterns = torch.stack(
+            [torch.stack(each) for each in ((ANNA_AT, REX_AT), (ELSEWHERE, ANNA_AT))]
+        )
+        row = pack.run(
+            "SubjectPerPicture",
+            subjects={"subject_0": scene.subject(2), "subject_1": scene.subject(3)},
+        )
+        record = self.recorded(scene, patterns, anna={"subject": row})
+        assert len(record.maps) == 2 * 2 * 3 * len(scene.sites)
+        self.assert_shows(record, patterns)
+        first, second = (record.values(picture, "<anna>")[0].values for picture in (0, 1))
+        assert not torch.equal(first.flat, second.flat)
 
     def test_separation_gives_each_pixel_to_the_subject_that_is_there(self, scene):
         """Two pictures, the sides exchanged: every row has owners of its own."""

@@ -14,8 +14,14 @@ import pytest
 import reference
 import scenes
 import torch
+from PIL import Image
 
-MapError = pack.module("nested_core.maps").MapError
+recording = pack.module("nodes.bridge.recording")
+Sampling = pack.module("nodes.bridge.sampling").Sampling
+MapRecord, RecordPlan, MapError, draw_sheet, live_view = (
+    getattr(pack.module("nested_core.maps"), name)
+    for name in ("MapRecord", "RecordPlan", "MapError", "draw_sheet", "live_view")
+)
 
 PROMPT, PLAIN = "<rex> and <anna>, <rex> again", "dog and woman, dog again"
 TOLERANCE = 1e-4  # float32 against float64 over a few sampler steps
@@ -102,10 +108,77 @@ class TestLookingOn:
         assert all(each.values is not None for each in first.maps)
         assert all(each.values is None for each in second.maps)
 
+    def test_values_that_one_record_wants_are_in_no_other(self, sd15):
+        model, clip, first = known_maps.applied(sd15, record={"steps": "0"})
+        model, second = pack.run("RecordMaps", model=model)
+        model, third = pack.run("RecordMaps", model=model, values=False)
+        sampled(sd15, model, clip)
+        assert all(each.values is not None for each in first.maps)
+        assert {each.step for each in second.maps if each.values is not None} == {2}
+        assert len(third.maps) == len(second.maps)
+        assert all(each.values is None for each in third.maps)
+
+    def test_values_are_of_the_first_place_of_a_token(self, sd15):
+        """The text encoder reads forward, and nothing has moved before the first site."""
+        found = []
+        for prompt in ("<rex> and <anna>", PROMPT):
+            plan = {"steps": "0", "sites": "d1.0"}
+            model, clip, record = known_maps.applied(sd15, record=plan)
+            sampled(sd15, model, clip, prompt)
+            found.append(record.values(0, "<rex>")[0].values)
+        for name in ("colours", "flat"):
+            once, twice = (getattr(each, name).float() for each in found)
+            torch.testing.assert_close(twice, once, rtol=HALF, atol=1e-3)
+
     def test_a_part_of_the_schedule_counts_its_own_steps(self, sd15):
         model, clip, record = known_maps.applied(sd15, record={"steps": "0, last"})
         sampled(sd15, model, clip, steps=4, denoise=0.5)
         assert (record.num_steps, {each.step for each in record.maps}) == (4, {0, 3})
+
+
+class TestWhoLooksOn:
+    """Nobody looks on, and nothing is computed to be looked at, where no record wants it."""
+
+    @staticmethod
+    def recorder(sites=frozenset(), preview=False, **plan):
+        record = MapRecord(RecordPlan.from_text(**plan))
+        return recording.Recorder(record, sites, preview)
+
+    @pytest.mark.parametrize(
+        "noise_level, step",
+        [
+            (9, 0),
+            (8, 0),
+            (7.9999, 0),
+            (4.1, 0),
+            (4, 1),
+            (3.9999, 1),
+            (2.1, 1),
+            (2, 2),
+            (1.1, 2),
+            (1, 2),
+        ],
+    )
+    def test_a_call_is_of_the_step_in_which_its_noise_is(self, noise_level, step):
+        for wanted in range(3):
+            sampling = Sampling((8.0, 4.0, 2.0, 1.0), False, [self.recorder(steps=str(wanted))])
+            assert (sampling.watch(noise_level, ()) is not None) == (wanted == step)
+
+    def test_with_separation_every_call_is_looked_at(self):
+        sampling = Sampling((8.0, 4.0, 2.0, 1.0), True, [self.recorder(steps="1")])
+        assert all(sampling.watch(level, ()) is not None for level in (8, 4, 2))
+        assert Sampling((8.0, 4.0), True, ()).watch(None, ()) is not None
+        assert Sampling((8.0, 4.0), False, ()).watch(None, ()) is None
+
+    def test_values_are_made_where_a_record_wants_them(self, sd15):
+        first, second, third = (frozenset([site]) for site in sd15.sites[:3])
+        recorders = [
+            self.recorder(first),
+            self.recorder(second, steps="0-2"),
+            self.recorder(third, values=False),
+        ]
+        found = [recording.any_values(recorders, step, 5) for step in range(5)]
+        assert found == [frozenset(), frozenset(), second, frozenset(), first]
 
 
 class TestPreview:
@@ -129,6 +202,23 @@ class TestPreview:
             assert kind == "JPEG"
             assert image.mode == "RGB"
             assert max(image.size) == side
+
+    def test_shows_the_first_picture_as_it_is_at_the_step(self, sd15, shown):
+        model, clip, record = known_maps.applied(sd15, record={"preview": True})
+        shown.clear()
+        sampled(sd15, model, clip, batch=2)
+        views = [live_view(record, picture, step=n) for picture in (0, 1) for n in (0, 1, 2)]
+        assert len({view.tobytes() for view in views}) == 6
+        for view, (_, _, (_, image, _)) in zip(views[:3], shown, strict=True):
+            small = image.resize((12, 16), Image.Resampling.NEAREST)
+            assert np.array_equal(np.asarray(small), (view * 255).round())
+
+    def test_of_two_records_each_may_be_shown(self, sd15, shown):
+        model, clip, _ = known_maps.applied(sd15, record={"preview": True, "steps": "0"})
+        model, _ = pack.run("RecordMaps", model=model, preview=True, steps="last")
+        shown.clear()
+        sampled(sd15, model, clip)
+        assert [value for value, _, _ in shown] == [1, 3]
 
     def test_without_it_nothing_is_shown_and_the_callback_still_runs(self, sd15, shown):
         order = []
@@ -161,6 +251,21 @@ class TestShowMaps:
             assert 0.0 <= float(image.min()) < float(image.max()) <= 1.0
         again = show(record, show=sheet, picture=1)
         assert np.array_equal(again, drawn[0])
+
+    def test_the_chosen_picture_lies_under_the_maps_whatever_its_channels(self, sd15):
+        model, clip, record = known_maps.applied(sd15, record={"values": False})
+        sampled(sd15, model, clip, steps=1, batch=3)
+        images = torch.rand(3, 16, 12, 4, generator=torch.Generator().manual_seed(1))
+        third = images[2, ..., :3]
+        grey = images[..., :1]
+        for image, below in (
+            (images[..., :3], third),
+            (images, third),
+            (images[:2], images[0, ..., :3]),  # fewer images than pictures: the first
+            (grey, grey[2].expand(-1, -1, 3)),
+        ):
+            expected = draw_sheet(record, "overview", 2, below.numpy())
+            assert np.array_equal(show(record, picture=2, image=image)[0], expected)
 
     def test_nothing_sampled(self, sd15):
         _, record = pack.run("RecordMaps", model=sd15.model)

@@ -20,10 +20,8 @@ from nested_core.maps import (
     live_view,
 )
 from nested_core.maps import canvas as canvas_module
-from nested_core.maps.canvas import number, text_line
-from nested_core.maps.colours import laid_over, scale_colours, subject_colour
-from nested_core.maps.panels import map_size
-from nested_core.maps.value_sheet import value_colours
+from nested_core.maps.canvas import text_line
+from nested_core.maps.colours import subject_colour
 from nested_core.sites import AttentionSite
 
 _FINE = [AttentionSite("output", 3, index) for index in range(2)]
@@ -118,7 +116,30 @@ def test_overview_says_names_numbers_extent_and_scale(pen):
     peaks = [float(found[1]) for text in pen.texts if (found := re.match(r"peak (\S+) ·", text))]
     expected = [float(record.mean(0, token).max()) for token in ("<anna>", "<rex>")]
     assert peaks == pytest.approx(expected, rel=0.05)
+    means = [float(found[1]) for text in pen.texts if (found := re.search(r"mean (\S+)$", text))]
+    expected = [float(record.mean(0, token).mean()) for token in ("<anna>", "<rex>")]
+    assert means == pytest.approx(expected, rel=0.05)
     assert "0.5" in pen.texts  # the middle of the overlap's scale
+
+
+def test_the_overlap_is_said_as_its_number(pen):
+    record = MapRecord(RecordPlan())
+    record.begin(1)
+    for token, row in (("<anna>", [0.5, 0.25]), ("<rex>", [0.0, 0.1])):
+        record.add(SiteMap(0, 1, _FINE[0], 0, token, torch.tensor([row]).half()))
+    draw_sheet(record, "overview")
+    assert "0.25 (0 apart, 1 alike)" in pen.texts
+
+
+@pytest.mark.parametrize("show", ["overview", "resolutions", "steps"])
+def test_a_scale_ends_at_the_largest_attention(pen, show):
+    record = MapRecord(RecordPlan())
+    record.begin(1)
+    record.add(SiteMap(0, 1, _FINE[0], 0, "<anna>", torch.full((8, 8), 0.25).half()))
+    draw_sheet(record, show)
+    assert pen.texts.count("0.25") == 1
+    assert pen.texts.count("0.12") == 1
+    assert "1" not in pen.texts
 
 
 def test_one_subject_has_no_overlap(pen):
@@ -146,6 +167,7 @@ def test_values_say_site_step_and_share(pen):
     draw_sheet(_record(["<anna>"]), "values")
     shown = [text for text in pen.texts if "87 %" in text]
     assert shown == [f"{site} · step 1 · 87 %" for site in ("m0.0", "m0.1", "m0.2", "u3.0", "u3.1")]
+    assert "5 sites" in pen.texts
 
 
 @pytest.mark.parametrize("count, expected", [(1, 16), (2, 32), (8, 48)])
@@ -158,16 +180,35 @@ def test_values_of_many_sites_are_chosen_evenly(pen, count, expected):
             record.add(SiteMap(1, 2, site, 0, f"<{place}>", _spot((8, 8), 0.5, 0.1), made))
     draw_sheet(record, "values")
     assert sum("87 %" in text for text in pen.texts) == expected
+    assert pen.texts.count(f"{expected // count} of 70 sites") == count
     assert "u0.0 " in pen
     assert "u0.69 " in pen
 
 
-def test_a_picture_is_named_where_there_are_several(pen):
+@pytest.mark.parametrize("show", SHEETS)
+def test_a_picture_is_named_where_there_are_several(pen, show):
     record = _record(pictures=(0, 3))
-    draw_sheet(record, "overview", 3)
-    assert "picture 3" in pen
+    draw_sheet(record, show, 3)
+    assert " · picture 3" in pen
     with pytest.raises(MapError, match=r"no maps of picture 1 were recorded, only of 0, 3\."):
-        draw_sheet(record, "overview", 1)
+        draw_sheet(record, show, 1)
+    pen.texts.clear()
+    draw_sheet(_record(), show)
+    assert "picture 0" not in pen
+
+
+@pytest.mark.parametrize(
+    "steps, text",
+    [
+        ([0, 1, 2], "5 sites (m0.0-2 u3.0-1) and 3 steps of 3 (0-2; the first is 0)."),
+        ([3], "and 1 step of 4 (3; the first is 0)."),
+        ([1, 4], "and 2 steps of 5 (1, 4; the first is 0)."),
+        (range(0, 13, 2), "and 7 steps of 13 (0, 2, ... 12; the first is 0)."),
+    ],
+)
+def test_a_sheet_says_what_was_averaged(pen, steps, text):
+    draw_sheet(_record(["<anna>"], steps=steps, values=False), "overview")
+    assert text in " ".join(pen.texts)
 
 
 def test_a_record_without_values_says_how_to_get_them():
@@ -224,49 +265,6 @@ def test_a_subject_of_few_pixels_still_has_a_scale(pen):
     assert " and more" not in pen
 
 
-@pytest.mark.parametrize(
-    "grid, widest, size",
-    [
-        ((64, 64), 900, (100, 100)),
-        ((50, 72), 900, (120, 83)),  # the area of the square
-        ((20, 80), 900, (130, 32)),
-        ((80, 20), 900, (32, 130)),
-        ((64, 64), 50, (50, 50)),
-        ((1, 200), 900, (130, 24)),
-    ],
-)
-def test_map_sizes(grid, widest, size):
-    assert map_size(grid, 100, widest) == size
-
-
-def test_lightness_rises_evenly_along_the_scale():
-    colours = scale_colours(np.linspace(0, 1, 101, dtype=np.float32)[None])[0]
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
-    rises = np.diff(lightness)
-    assert rises.min() > 0.3
-    assert rises.max() < 1.5
-    assert lightness[-1] - lightness[0] > 80
-
-
-def test_the_scale_ends_hold_what_lies_outside():
-    low, zero, one, high = scale_colours(np.array([[-1, 0, 1, 2]], dtype=np.float32))[0]
-    assert np.array_equal(low, zero)
-    assert np.array_equal(high, one)
-    assert zero.sum() < 0.5
-    assert one.sum() > 2.5
-
-
-def test_a_map_over_an_image_keeps_its_order_of_lightness():
-    image = np.full((1, 11, 3), 0.5, dtype=np.float32)
-    shares = np.linspace(0, 1, 11, dtype=np.float32)[None]
-    assert (np.diff(laid_over(shares, image).sum(axis=-1)[0]) > 0).all()
-
-
-def test_subjects_have_colours_of_their_own():
-    assert len({subject_colour(place) for place in range(8)}) == 8
-
-
 def test_a_subject_keeps_its_colour_in_a_picture_without_the_others():
     record = _record(["<anna>"], pictures=(0,))
     for token in ("<anna>", "<rex>"):
@@ -304,25 +302,6 @@ def test_the_live_view_over_an_image_has_the_shape_of_the_maps():
     assert width > 400
 
 
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (0.0, "0"),
-        (1.0, "1"),
-        (0.5, "0.5"),
-        (0.3062, "0.31"),
-        (0.0911, "0.091"),
-        (0.00012, "0.00012"),
-        (12.3, "12"),
-        (0.1, "0.1"),
-        (0.999, "1"),
-        (200.0, "200"),
-    ],
-)
-def test_numbers(value, expected):
-    assert number(value) == expected
-
-
 def test_long_names_are_cut_short(pen):
     line = text_line("<a name that is much too long>", width=100)
     assert line.width <= 102
@@ -335,21 +314,3 @@ def test_letters_without_a_font_become_code_points(pen, monkeypatch):
     text_line("<安娜>")
     text_line("<anna>")
     assert pen.texts == ["<\\u5b89\\u5a1c>", "<anna>"]
-
-
-def test_values_are_coloured_over_their_own_range():
-    points = torch.zeros(1, 101, 3)
-    points[0, :, 0] = torch.linspace(-5, 5, 101)
-    points[0, :, 1] = torch.linspace(10, 12, 101)
-    points[0, :, 2] = torch.linspace(-0.1, 0.1, 101)
-    flat = torch.tensor([0.0, 99.0, -99.0])
-    nested, without = value_colours(ValuePicture(points.half(), flat.half(), 1.0))
-    assert np.allclose(nested[0, 0], [0, 0, 0.4], atol=0.02)
-    assert np.allclose(nested[0, -1], [1, 1, 0.6], atol=0.02)
-    assert np.allclose(without, [[[0.5, 1, 0]]], atol=0.01)
-
-
-def test_values_that_are_all_equal_are_grey():
-    equal = ValuePicture(torch.zeros(2, 2, 3).half(), torch.zeros(3).half(), 0.0)
-    for colours in value_colours(equal):
-        assert (colours == 0.5).all()

@@ -15,7 +15,6 @@ from nested_core.maps import (
     SiteMap,
     ValuePicture,
     parse_steps,
-    value_picture,
 )
 from nested_core.sites import AttentionSite
 
@@ -122,6 +121,37 @@ def test_maps_of_different_places_stay_apart(other):
     assert [each.attention.item() for each in record.maps] == [0.0, 1.0]
 
 
+def test_maps_of_one_site_on_several_grids_stay_apart():
+    record = _record(_map([[0.0]]), _map([[1.0, 1.0]]), _map([[0.5]]))
+    assert [each.attention.tolist() for each in record.maps] == [[[0.25]], [[1.0, 1.0]]]
+
+
+def test_pictures_are_in_their_order_and_tokens_in_that_of_their_appearance():
+    record = _record(
+        _map([[0.0]], picture=2, token="<rex>"), _map([[0.0]], picture=0), _map([[0.0]], picture=1)
+    )
+    assert record.pictures == [0, 1, 2]
+    assert record.tokens == ["<rex>", "<anna>"]
+
+
+def test_one_picture_of_a_batch_is_summed_up_without_the_others():
+    other = [
+        _map([[0.9] * 4], step, site, picture=1, values=_values(9))
+        for step in (0, 1)
+        for site in (_FINE, _COARSE)
+    ]
+    record = _record(_map([[0.5, 0.25]], values=_values(1)), *other, _map([[0.5]], token="<rex>"))
+    alone = torch.tensor([[0.5, 0.25]])
+    assert record.finest_grid(0) == (1, 2)
+    assert torch.equal(record.mean(0, "<anna>"), alone)
+    assert {step: each.tolist() for step, each in record.by_step(0, "<anna>").items()} == {
+        0: alone.tolist()
+    }
+    assert list(record.by_resolution(0, "<anna>")) == [(1, 2)]
+    assert [each.picture for each in record.values(0, "<anna>")] == [0]
+    assert record.overlap(0, ["<anna>", "<rex>"])[1] == pytest.approx(0.75)
+
+
 def test_the_latest_values_of_a_place_stay():
     record = _record(
         _map([[0, 0]], values=_values(1)), _map([[0, 0]], values=_values(2)), _map([[0, 0]])
@@ -167,6 +197,12 @@ def test_the_mean_counts_each_map_once_on_the_finest_grid():
     mean = _record(coarse, fine, later, _map([[9.0]], token="<rex>")).mean(0, "<anna>")
     expected = torch.tensor([[1.5, 0.3], [0.3, 0.3]]) / 3
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)  # maps are float16
+
+
+def test_the_mean_of_equal_maps_is_that_map_to_the_last_digit():
+    map_of = torch.linspace(0.001, 0.9, 8).half()[None]
+    record = _record(*(_map(map_of, step=step) for step in range(3)))
+    assert torch.equal(record.mean(0, "<anna>"), map_of.float())
 
 
 def test_maps_shrink_by_area_and_grow_smoothly():
@@ -225,94 +261,8 @@ def test_values_come_in_network_order():
     assert [each.site for each in record.values(0, "<anna>")] == [_COARSE, _FINE]
 
 
-def _random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _layer(channels=8, heads=2, grid=(5, 6), seed=0):
-    """Values with a clear order of their components, and a text value."""
-    stretch = torch.tensor([8.0, 4.0, 2.0, 0.5] + [0.1] * (heads * channels - 4))
-    points = _random(grid[0] * grid[1], heads * channels, seed=seed) * stretch + 1.0
-    turn = torch.linalg.qr(_random(heads * channels, heads * channels, seed=seed + 1)).Q
-    values = (points @ turn).view(-1, heads, channels).transpose(0, 1)
-    return values, _random(heads, 1, channels, seed=seed + 2), grid
-
-
-def _by_svd(values, text_value):
-    """The same by the full decomposition, in float64; signs left open."""
-    points = values.double().transpose(0, 1).flatten(1)
-    mean = points.mean(0)
-    axes = torch.linalg.svd(points - mean).Vh[:3].T
-    return (points - mean) @ axes, (text_value.double().flatten() - mean) @ axes
-
-
-def test_value_picture_is_the_first_three_principal_components():
-    values, text_value, grid = _layer()
-    found = value_picture(values, text_value, grid)
-    colours, flat = _by_svd(values, text_value)
-    signs = (found.colours.double().flatten(0, 1) * colours).sum(0).sign()
-    # float16 keeps three digits of coordinates up to about 20.
-    torch.testing.assert_close(
-        found.colours.double().flatten(0, 1) * signs, colours, rtol=2e-3, atol=1e-2
+def test_values_of_a_site_are_those_of_its_latest_step():
+    record = _record(
+        _map([[0.0, 0.0]], step=1, values=_values(1)), _map([[0.0, 0.0]], step=2, values=_values(2))
     )
-    torch.testing.assert_close(found.flat.double() * signs, flat, rtol=2e-3, atol=1e-2)
-    variances = values.transpose(0, 1).flatten(1).var(dim=0, correction=0)
-    share = colours.square().mean(0).sum() / variances.sum()
-    assert found.explained == pytest.approx(float(share), abs=1e-4)
-
-
-def test_value_picture_lies_as_its_grid():
-    values = torch.arange(6.0).view(1, 6, 1).repeat(1, 1, 4)
-    colours = value_picture(values, torch.zeros(1, 1, 4), (2, 3)).colours
-    torch.testing.assert_close(
-        colours[..., 0].float(), torch.tensor([[-5.0, -3, -1], [1, 3, 5]]), rtol=1e-3, atol=1e-3
-    )
-    assert not colours[..., 1:].any()  # one direction: no second and third component
-
-
-def test_value_picture_neither_reads_nor_moves_the_random_state():
-    values, text_value, grid = _layer()
-    torch.manual_seed(1)
-    first = value_picture(values, text_value, grid)
-    state = torch.get_rng_state()
-    torch.manual_seed(1)
-    assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(2)
-    second = value_picture(values, text_value, grid)
-    assert torch.equal(first.colours, second.colours)
-    assert torch.equal(first.flat, second.flat)
-
-
-def test_signs_stay_when_values_move_a_little():
-    values, text_value, grid = _layer()
-    first = value_picture(values, text_value, grid).colours.float().flatten(0, 1)
-    for seed in range(10, 20):
-        moved = values + 0.01 * _random(*values.shape, seed=seed)
-        second = value_picture(moved, text_value, grid).colours.float().flatten(0, 1)
-        assert ((first * second).sum(0) > 0).all()
-
-
-@pytest.mark.parametrize("number", [0.0, 1.0, 1e4])
-def test_equal_values_are_zeros(number):
-    values = _random(2, 1, 8, seed=0).repeat(1, 6, 1) * number
-    found = value_picture(values, torch.ones(2, 1, 8), (2, 3))
-    assert not found.colours.any()
-    assert not found.flat.any()
-    assert found.explained == 0.0
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 8), (1, 6, 1), (1, 2, 2)])
-def test_few_pixels_or_channels_are_no_trouble(shape):
-    found = value_picture(
-        _random(*shape, seed=0), _random(shape[0], 1, shape[2], seed=1), (1, shape[1])
-    )
-    assert found.colours.isfinite().all()
-    assert found.colours.shape == (1, shape[1], 3)
-
-
-def test_half_precision_values_give_the_same_picture():
-    values, text_value, grid = _layer()
-    exact = value_picture(values.half().float(), text_value.half().float(), grid)
-    found = value_picture(values.half(), text_value.half(), grid)
-    assert torch.equal(found.colours, exact.colours)
-    assert found.colours.dtype == found.flat.dtype == torch.float16
+    assert [each.step for each in record.values(0, "<anna>")] == [2]

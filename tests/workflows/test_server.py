@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ from stand_ins import ENCODER_NAME, two_subjects, with_tiny_models
 
 pytestmark = pytest.mark.server
 
+DRAWING = (
+    "one_subject",
+    "two_subjects",
+    "one_subject_with_controlnet",
+    "two_subjects_with_pose",
+    "attention_maps",
+)
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 # Ids, inputs and their types: public, in other people's workflows. They never change.
@@ -124,6 +132,10 @@ def _example_prompt(server, name: str):
     return with_tiny_models(api_prompt(graph, server.get("/object_info")))
 
 
+def _nodes(prompt, class_type: str):
+    return [each for each in prompt.values() if each["class_type"] == class_type]
+
+
 def _run_example(server, name: str):
     return server.run(_example_prompt(server, name))
 
@@ -173,16 +185,49 @@ def test_the_maps_example_draws_the_same_picture_and_a_sheet_beside_it(server):
 @pytest.mark.parametrize("show", ["overview", "resolutions", "steps", "values"])
 def test_every_sheet_can_be_chosen(server, show):
     prompt = _example_prompt(server, "attention_maps")
-    (node,) = [e for e in prompt.values() if e["class_type"] == "NestedAttention_ShowMaps"]
+    (node,) = _nodes(prompt, "NestedAttention_ShowMaps")
     node["inputs"]["show"] = show
     assert _picture_of(server, server.run(prompt), "PreviewImage").shape[1] > 300
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_every_subject_and_control_of_an_example_acts_on_its_picture(server, name):
+    prompt = _example_prompt(server, name)
+    picture = _picture_of(server, server.run(prompt), "SaveImage")
+    acting = _nodes(prompt, "NestedAttention_BindSubject") + _nodes(
+        prompt, "ControlNetApplyAdvanced"
+    )
+    for node in acting:
+        strength = node["inputs"]["strength"]
+        node["inputs"]["strength"] = 0.0
+        without = _picture_of(server, server.run(prompt), "SaveImage")
+        node["inputs"]["strength"] = strength
+        assert not np.array_equal(without, picture), node["inputs"]
+    assert len(acting) == 1 + ("two" in name or "maps" in name) + ("with" in name)
+
+
+def test_the_maps_example_lays_its_sheet_over_the_picture(server):
+    prompt = _example_prompt(server, "attention_maps")
+    over = _picture_of(server, server.run(prompt), "PreviewImage")
+    (node,) = _nodes(prompt, "NestedAttention_ShowMaps")
+    del node["inputs"]["image"]
+    assert not np.array_equal(_picture_of(server, server.run(prompt), "PreviewImage"), over)
+
+
+def test_the_readme_lists_the_examples_and_each_picture_is_of_one():
+    names = {path.stem for path in EXAMPLES}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = text.split("| example | shows |")[1].split("\n\n")[0].splitlines()[2:]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(names)
+    assert {path.stem for path in (ROOT / "example_workflows").glob("*.jpg")} == names
 
 
 def test_examples_of_two_subjects_keep_them_apart(server):
     for name in ("two_subjects", "two_subjects_with_pose", "attention_maps"):
         prompt = _example_prompt(server, name)
         apart = _picture_of(server, server.run(prompt), "SaveImage")
-        (node,) = [e for e in prompt.values() if e["class_type"] == "NestedAttention_Apply"]
+        (node,) = _nodes(prompt, "NestedAttention_Apply")
         assert node["inputs"]["separation"] == 0.8
         node["inputs"]["separation"] = 0.0
         off = _picture_of(server, server.run(prompt), "SaveImage")
@@ -217,7 +262,12 @@ def test_a_saved_subject_can_be_chosen_at_once_and_draws_the_same_picture(server
     assert any("anna_00001_.safetensors" in str(output) for output in outputs.values())
     offered = server.get("/object_info/NestedAttention_LoadSubject")["NestedAttention_LoadSubject"]
     assert "anna_00001_.safetensors" in json.dumps(offered)
-    assert _pictures(_run_example(server, "reuse_subject"))
+    prompt = _example_prompt(server, "reuse_subject")
+    picture = _picture_of(server, server.run(prompt), "SaveImage")
+    (binding,) = _nodes(prompt, "NestedAttention_BindSubject")
+    binding["inputs"]["strength"] = 0.0
+    without = _picture_of(server, server.run(prompt), "SaveImage")
+    assert not np.array_equal(without, picture)
 
 
 @pytest.mark.parametrize(
