@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...nested_core.maps import MapRecord, RecordPlan, SiteMap, live_view
+from ...nested_core.maps.canvas import to_image
 from ...nested_core.sites import AttentionSite
 from .conditioning import Place
 from .family import site_dims
@@ -106,8 +107,7 @@ class Recorder:
 
 
 def _live_image(record: MapRecord, step: int) -> Image.Image:
-    pixels = live_view(record, record.pictures[0], step=step)
-    image = Image.fromarray((pixels * 255.0).round().astype("uint8"))
+    image = to_image(live_view(record, record.pictures[0], step=step))
     scale = _PREVIEW_SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, Image.Resampling.NEAREST)
