@@ -26,6 +26,10 @@ SMALLEST = 1e-6
 # subjects; the more of them share a picture, the closer they stand.
 _BLUR_OF_ONE = 0.6
 
+# Head and feet are of one person: what lies above and below counts together, by a blur of this
+# height. Beside it the round blur counts as much as this, for subjects above one another.
+_HEIGHT, _ROUND = 1.0, 0.3
+
 # How much more a pixel counts for each deviation by which it attends more to somebody.
 _PRESENCE = 1.0
 
@@ -104,7 +108,7 @@ def shares(
         evidence: of every subject, the mean of `contrast` over sites and steps.
         among: which subjects may have a pixel; all unless given.
     """
-    subjects, height, width = evidence.shape[-3:]
+    subjects = evidence.shape[-3]
     # A word whose map is all peaks would leave the plains to one whose map is flat.
     deviation = evidence.std(dim=(-2, -1), correction=0, keepdim=True).clamp_min(_FLAT)
     centred = (evidence - evidence.mean(dim=(-2, -1), keepdim=True)) / deviation
@@ -112,14 +116,8 @@ def shares(
     strongest = centred.amax(dim=-3, keepdim=True)
     present = (_PRESENCE * (strongest - strongest.amax(dim=(-2, -1), keepdim=True))).exp()
     blur = _BLUR_OF_ONE / subjects
-    down, across = (_blur_matrix(size, blur, evidence.device) for size in (height, width))
-    weight = (down @ present @ across.mT).clamp_min(SMALLEST)
-    blurred = (down @ (centred * present) @ across.mT) / weight
-    # Two are level at their mean where somebody is, not at that of a picture that is mostly sky:
-    # a word that reaches a little further would else be given both of them.
-    level = (blurred * present).sum(dim=(-2, -1), keepdim=True)
-    level = level / present.sum(dim=(-2, -1), keepdim=True)
-    lead = _SHARPNESS * (blurred - level)
+    lead = _level_blur(centred, present, _HEIGHT, blur)
+    lead = _SHARPNESS * (lead + _ROUND * _level_blur(centred, present, blur, blur))
     if among is None:
         return lead.softmax(dim=-3)
     # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
@@ -143,6 +141,22 @@ def contested(
     lead = torch.where(evidence == first, evidence - second, evidence - first)
     decided = torch.where(lead > 0, _DECIDED, _DECIDED_OTHERWISE)
     return (found * torch.exp(-((lead / decided) ** 4))).sum(dim=-3, keepdim=True)
+
+
+def _level_blur(maps: Tensor, present: Tensor, height: float, width: float) -> Tensor:
+    """The maps, blurred over pixels by how much they count, around their mean over these.
+
+    Two are level where they are on average where somebody is, not in a picture that is mostly sky: a
+    word that reaches a little further would else be given both of them.
+    """
+    down, across = (
+        _blur_matrix(size, deviation, maps.device)
+        for size, deviation in zip(maps.shape[-2:], (height, width), strict=True)
+    )
+    weight = (down @ present @ across.mT).clamp_min(SMALLEST)
+    blurred = (down @ (maps * present) @ across.mT) / weight
+    total = (blurred * present).sum(dim=(-2, -1), keepdim=True)
+    return blurred - total / present.sum(dim=(-2, -1), keepdim=True)
 
 
 def _blur_matrix(size: int, deviation: float, device: torch.device) -> Tensor:
