@@ -60,21 +60,19 @@ def blocks_of(scene):
 KEYS = {"(block, n, i)": sites_of, "(block, n)": blocks_of}
 
 
-def expect(scene, subject, base, alter=beside.unaltered, batch=1):
-    """`base(query, key, value, options)` of each site, and the subject's difference beside it."""
-    positive, negative = (
-        scene.encode(scene.clip, text) for text in (beside.PLAIN, beside.NEGATIVE)
-    )
-    rows = reference.positive_only({beside.POSITION: scene.naive(subject)}, batch)
+def expect(scene, subject, base, alter=beside.unaltered, cast=beside.ALONE):
+    """`base(query, key, value, options)` of each site, and the cast's difference beside it."""
+    positive, negative = (scene.encode(scene.clip, text) for text in (cast.plain, beside.NEGATIVE))
+    rows = reference.positive_only(beside.naive_slots(scene, subject, cast))
+    tables = cast.naive_tables
 
     def attend(query, key, value, options):
-        delta = reference.attend(query, key, value, options, rows) - attention(
-            query, key, value, options
-        )
+        ours = reference.attend(query, key, value, options, rows, tables)
+        delta = ours - attention(query, key, value, options)
         return base(query, key, value, options) + delta
 
     model = put_on(scene.model, attend, sites_of(scene))
-    return scene.sample(alter(model), positive, negative, batch=batch)
+    return scene.sample(alter(model), positive, negative)
 
 
 def sample_host(scene, alter, prompt=beside.PLAIN):

@@ -17,26 +17,26 @@ KEPT = 0.9  # of what was known, when a call has shown more
 class NaiveOwners:
     """Value tables for `reference` in which every pixel hears its owners, from their own evidence.
 
-    Each row of the batch has evidence of its own. A call of the UNet is over when a site sees the row
-    again: then what it showed counts.
+    Each row of the batch has evidence of its own, by its subjects: prompts that name the same ones
+    need a `NaiveSubject` each. A call of the UNet is over when a site sees the row again: then what it
+    showed counts.
 
     Args:
         separation: in [0, 1].
-        size: height and width of the latents.
     """
 
-    def __init__(self, separation, size):
-        self.separation, self.size = separation, size
-        self.known = {}  # evidence, by row and subject
+    def __init__(self, separation):
+        self.separation = separation
+        self.known = {}  # evidence on the grid of the latents, by row and subject
         self.shown = {}  # maps of the call, by row, then by site; a map for each subject there
 
     def __call__(self, site, q, k, v, slots, options, row):
         tables, logits = reference._value_tables(site, q, k, v, slots, options, row)
-        acting = _subjects(slots, options)
+        acting = _acting(slots, options)
         here = {each: places for each, places in acting.items() if each.sites(site)}
         if not here:
             return tables, logits
-        row_key = _row_key(options, row)
+        row_key = _row_key(slots, options, row)
         owned = self._see(row_key, site, here, q, k, options, list(acting))
         if owned is None:
             return tables, logits
@@ -59,16 +59,16 @@ class NaiveOwners:
         """Takes the site's maps in; the shares of those who act, and how far they count there."""
         shown = self.shown.setdefault(row_key, {})
         if site in shown:
-            self._learn(row_key, shown)
+            self._learn(row_key, shown, _latent_size(options))
             shown.clear()
         attention = (torch.einsum("hpd,htd->hpt", q, k) * q.shape[-1] ** -0.5).softmax(-1).mean(0)
         grid = tuple(options["activations_shape"][-2:])
         shown[site] = {
             each: attention[:, places].sum(-1).view(grid) for each, places in here.items()
         }
-        return self._owned(row_key, acting, grid)
+        return self._owned(row_key, acting, _latent_size(options), grid)
 
-    def _learn(self, row_key, shown):
+    def _learn(self, row_key, shown, size):
         """Sites where the same subjects acted are news together."""
         for group in {tuple(maps): None for maps in shown.values()}:
             sites = [torch.stack(list(m.values())) for m in shown.values() if tuple(m) == group]
@@ -77,7 +77,7 @@ class NaiveOwners:
                 logarithm = maps.clamp_min(1e-6).log()
                 news = maps.mean((1, 2)).min().sqrt()
                 contrast = (logarithm - logarithm.mean((1, 2), keepdim=True)) * news
-                total = total + functional.interpolate(contrast[None], self.size, mode="bilinear")
+                total = total + functional.interpolate(contrast[None], size, mode="bilinear")
                 weight = weight + news
             for each, evidence in zip(group, total[0] / weight, strict=True):
                 known = self.known.get((row_key, each))
@@ -85,15 +85,15 @@ class NaiveOwners:
                     evidence = KEPT * known + (1 - KEPT) * evidence
                 self.known[row_key, each] = evidence
 
-    def _owned(self, row_key, acting, grid):
-        known = [self.known.get((row_key, each)) for each in acting]
-        masks = [None if each.mask is None else self._mask(row_key, each) for each in acting]
+    def _owned(self, row_key, acting, size, grid):
         if len(acting) < 2 or not self.separation:
             return None
+        known = [self.known.get((row_key, each)) for each in acting]
+        masks = [_mask(each, row_key[-1], size) for each in acting]
         if any(each is None for each in known):
             if any(each is None for each in masks):
                 return None
-            known = [torch.zeros(self.size)] * len(acting)
+            known = [torch.zeros(size)] * len(acting)
         found = competition.ownership(torch.stack(known).float(), masks)
         shares, is_open = (
             functional.interpolate(each[None], grid, mode="area")[0].double().flatten(1)
@@ -101,20 +101,26 @@ class NaiveOwners:
         )
         return shares, self.separation * is_open[:, :, None]
 
-    def _mask(self, row_key, subject):
-        resized = functional.interpolate(subject.mask[:, None], self.size, mode="area")
-        return resized[row_key[-1] % len(resized), 0]
 
-
-def _row_key(options, row):
-    """Which conditioning of its kind, and which picture of the batch."""
+def _row_key(slots, options, row):
+    """Whose prompt, and which picture of the batch."""
     kinds = options["cond_or_uncond"]
-    batch = options["activations_shape"][0] // len(kinds)
-    nth = row // batch
-    return kinds[nth], kinds[:nth].count(kinds[nth]), row % batch
+    batch = options["original_shape"][0] // len(kinds)
+    return kinds[row // batch], frozenset(slots.values()), row % batch
 
 
-def _subjects(slots, options):
+def _latent_size(options):
+    return tuple(options["original_shape"][-2:])
+
+
+def _mask(subject, picture, size):
+    if subject.mask is None:
+        return None
+    resized = functional.interpolate(subject.mask[:, None], size, mode="area")
+    return resized[picture % len(resized), 0]
+
+
+def _acting(slots, options):
     """The subjects that act now, each with its places."""
     sigma = float(options["sigmas"][0])
     found = {}

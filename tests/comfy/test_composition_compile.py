@@ -89,6 +89,19 @@ def test_a_compiled_model_is_right_whatever_was_traced_before(scene, place, chan
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
+@pytest.mark.parametrize("place", beside.PLACES)
+def test_who_owns_a_pixel_is_found_anew_at_every_step_of_a_compiled_model(scene, place):
+    bindings, sampled = beside.bindings(scene, scene.subject(), beside.APART), []
+    for separation in (1.0, 0.0):
+        clip, model, compiled = _bound(scene, place, *bindings, separation=separation)
+        expected, found = (
+            _sample(scene, each, clip, beside.APART.prompt, steps=4) for each in (model, compiled)
+        )
+        assert scenes.relative_difference(found, expected) < _TOLERANCE
+        sampled.append(expected)
+    assert scenes.relative_difference(*sampled) > beside.VISIBLE
+
+
 def test_bound_and_plain_models_do_not_use_each_other_s_traces(scene):
     clip, model, compiled = _bound(scene, "behind", scene.bind())
     plain = _compiled(scene.model)

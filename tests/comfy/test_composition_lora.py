@@ -26,24 +26,26 @@ def _sample(scene, model, clip, prompt):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("place", beside.PLACES)
-def test_a_lora_on_model_and_text_encoder_composes(scene, lora, place):
+@beside.FAMILIES_AND_CASTS
+def test_a_lora_on_model_and_text_encoder_composes(scene, lora, place, cast):
     subject = scene.subject()
     model, clip = scene.model, scene.clip
     if place == "before":
         model, clip = _load(lora, model, clip)
-    model, clip = scene.apply(scene.bind(subject), model=model, clip=clip)
+    bindings = beside.bindings(scene, subject, cast)
+    model, clip = scene.apply(*bindings, model=model, clip=clip, separation=cast.separation)
     if place == "behind":
         model, clip = _load(lora, model, clip)
-    found = _sample(scene, model, clip, beside.PROMPT)
+    found = _sample(scene, model, clip, cast.prompt)
 
     with_lora = scenes.Scene(
         scene.family, *_load(lora, scene.model, scene.clip), scene.vision, scene.encoder
     )
-    expected = beside.sample_naive(with_lora, subject)
+    expected = beside.sample_naive(with_lora, subject, cast=cast)
     assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-    without_lora = beside.sample_naive(scene, subject)
+    without_lora = beside.sample_naive(scene, subject, cast=cast)
     assert scenes.relative_difference(without_lora, expected) > beside.VISIBLE
-    without_subject = beside.sample_naive(with_lora, None)
+    without_subject = beside.sample_naive(with_lora, None, cast=cast)
     assert scenes.relative_difference(without_subject, expected) > beside.VISIBLE
 
 

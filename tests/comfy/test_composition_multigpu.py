@@ -56,44 +56,30 @@ def _devices_at_work(model):
     return model, devices
 
 
-def _sample(scene, model, clip, negative=_NEGATIVE):
-    return scene.sample(
-        model, scene.encode(clip, beside.PROMPT), scene.encode(clip, negative), batch=2
-    )
+def _sample(scene, model, clip, prompt=beside.PROMPT):
+    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, _NEGATIVE), batch=2)
 
 
-def _bound(scene, place, *bindings):
-    model, clip = scene.apply(*bindings, model=_split(scene.model) if place == "before" else None)
+def _bound(scene, place, *bindings, **inputs):
+    before = _split(scene.model) if place == "before" else None
+    model, clip = scene.apply(*bindings, model=before, **inputs)
     return (_split(model) if place == "behind" else model), clip
 
 
+@beside.CASTS
 @pytest.mark.parametrize("place", beside.PLACES)
-def test_two_devices_do_what_one_does(loaded, two_devices, place):
-    binding = loaded.bind(mask=torch.rand(1, 9, 7), token_weight=2.0)
-    alone = _sample(loaded, *loaded.apply(binding))
-    model, devices = _devices_at_work(_bound(loaded, place, binding)[0])
-    together = _sample(loaded, model, loaded.apply(binding)[1])
+def test_two_devices_do_what_one_does(loaded, two_devices, place, cast):
+    masked = {"mask": torch.rand(1, 9, 7), "token_weight": 2.0}
+    bindings = beside.bindings(loaded, loaded.subject(), cast, **masked)
+    model, clip = loaded.apply(*bindings, separation=cast.separation)
+    alone = _sample(loaded, model, clip, cast.prompt)
+    split, _ = _bound(loaded, place, *bindings, separation=cast.separation)
+    model, devices = _devices_at_work(split)
+    together = _sample(loaded, model, clip, cast.prompt)
     assert devices == {FIRST, SECOND}
     assert scenes.relative_difference(together, alone) < 1e-5
-    plain = _sample(loaded, loaded.model, loaded.apply(binding)[1])
+    plain = _sample(loaded, loaded.model, clip, cast.prompt)
     assert scenes.relative_difference(plain, alone) > beside.VISIBLE
-
-
-@pytest.mark.parametrize("place", beside.PLACES)
-def test_two_devices_keep_subjects_apart_as_one_does(loaded, two_devices, place):
-    """Either device has rows with both subjects, and sees only its own."""
-    bindings = loaded.bind(), loaded.bind(loaded.subject(1), "<rex>", "dog")
-
-    def sampled(separation, alter=lambda model: model):
-        before = alter(loaded.model) if place == "before" else None
-        model, clip = loaded.apply(*bindings, model=before, separation=separation)
-        model = alter(model) if place == "behind" else model
-        prompts = (loaded.encode(clip, text) for text in (beside.APART.prompt, "no <anna>, <rex>"))
-        return loaded.sample(model, *prompts, batch=2)
-
-    alone = sampled(1.0)
-    assert scenes.relative_difference(sampled(1.0, _split), alone) < beside.TOLERANCE
-    assert scenes.relative_difference(sampled(0.0), alone) > beside.VISIBLE
 
 
 @pytest.mark.parametrize("place", beside.PLACES)

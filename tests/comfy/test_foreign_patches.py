@@ -20,17 +20,20 @@ import torch
         (foreign.MovablePatch, "(block, n, i)"),
     ],
 )
-def test_a_foreign_patch_is_the_base_and_is_called_once(scene, kind, keys, place):
+@beside.FAMILIES_AND_CASTS
+def test_a_foreign_patch_is_the_base_and_is_called_once(scene, cast, kind, keys, place):
     subject, patch = scene.subject(), kind()
     found = beside.sample_bound(
-        scene, subject, lambda model: foreign.put_on(model, patch, foreign.KEYS[keys](scene)), place
+        scene,
+        subject,
+        lambda model: foreign.put_on(model, patch, foreign.KEYS[keys](scene)),
+        place,
+        cast=cast,
     )
     assert patch.sites == foreign.sites_of(scene) * scene.steps
-    assert (
-        scenes.relative_difference(found, foreign.expect(scene, subject, foreign.Patch()))
-        < beside.TOLERANCE
-    )
-    without_foreign = foreign.expect(scene, subject, foreign.attention)
+    expected = foreign.expect(scene, subject, foreign.Patch(), cast=cast)
+    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    without_foreign = foreign.expect(scene, subject, foreign.attention, cast=cast)
     assert scenes.relative_difference(without_foreign, found) > beside.VISIBLE
 
 

@@ -11,8 +11,9 @@ import torch
 
 
 class TestPatchesAroundTheLayer:
+    @beside.CASTS
     @pytest.mark.parametrize("place", beside.PLACES)
-    def test_changed_keys_and_values_are_those_that_count(self, sdxl, place):
+    def test_changed_keys_and_values_are_those_that_count(self, sdxl, place, cast):
         subject = sdxl.subject()
 
         def change(query, key, value, options):
@@ -23,10 +24,10 @@ class TestPatchesAroundTheLayer:
             model.set_model_attn2_patch(change)
             return model
 
-        found = beside.sample_bound(sdxl, subject, alter, place)
-        expected = foreign.expect(sdxl, subject, foreign.attention, alter)
+        found = beside.sample_bound(sdxl, subject, alter, place, cast=cast)
+        expected = foreign.expect(sdxl, subject, foreign.attention, alter, cast)
         assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-        without = foreign.expect(sdxl, subject, foreign.attention)
+        without = foreign.expect(sdxl, subject, foreign.attention, cast=cast)
         assert scenes.relative_difference(without, expected) > beside.VISIBLE
 
     @pytest.mark.parametrize("place", beside.PLACES)
@@ -63,14 +64,15 @@ class TestAttentionOverride:
         assert ours == hosts
         assert scenes.relative_difference(plain, found) > beside.VISIBLE
 
-    def test_its_result_is_the_base(self, sdxl):
+    @beside.CASTS
+    def test_its_result_is_the_base(self, sdxl, cast):
         subject, alter = sdxl.subject(), self._override([])
-        found = beside.sample_bound(sdxl, subject, alter)
+        found = beside.sample_bound(sdxl, subject, alter, cast=cast)
 
         def base(query, key, value, options):
             return 0.9 * foreign.attention(query, key, value, options)
 
-        expected = foreign.expect(sdxl, subject, base, alter)
+        expected = foreign.expect(sdxl, subject, base, alter, cast)
         assert scenes.relative_difference(found, expected) < beside.TOLERANCE
 
 
@@ -127,8 +129,10 @@ class TestPatchesThatChangeTheShape:
         assert len(warnings) == 1
         assert "shape of cross-attention" in warnings[0]
 
-    def test_other_layers_keep_the_subject(self, sdxl):
+    @beside.CASTS
+    def test_other_layers_keep_the_subject(self, sdxl, cast):
         subject = sdxl.subject()
+        slots, tables = beside.naive_slots(sdxl, subject, cast), cast.naive_tables
 
         def alter(model):
             return self._widen(model, blocks=("middle",))
@@ -137,13 +141,13 @@ class TestPatchesThatChangeTheShape:
             kinds = options["cond_or_uncond"]
             if num_rows != len(kinds):
                 return [{}] * num_rows
-            return [{beside.POSITION: sdxl.naive(subject)} if kind == 0 else {} for kind in kinds]
+            return [slots if kind == 0 else {} for kind in kinds]
 
-        found = beside.sample_bound(sdxl, subject, alter)
+        found = beside.sample_bound(sdxl, subject, alter, cast=cast)
         positive, negative = (
-            sdxl.encode(sdxl.clip, text) for text in (beside.PLAIN, beside.NEGATIVE)
+            sdxl.encode(sdxl.clip, text) for text in (cast.plain, beside.NEGATIVE)
         )
-        naive = reference.with_naive_subjects(sdxl.model, sdxl.sites, rows)
+        naive = reference.with_naive_subjects(sdxl.model, sdxl.sites, rows, tables)
         expected = sdxl.sample(alter(naive), positive, negative)
         assert scenes.relative_difference(found, expected) < beside.TOLERANCE
 
@@ -189,11 +193,12 @@ class TestFunctionsAroundTheUNet:
         result = apply_model(tiles, call["timestep"].repeat(2), **conditions)
         return torch.cat(result.chunk(2), dim=-1)
 
+    @beside.CASTS
     @pytest.mark.parametrize("place", beside.PLACES)
-    def test_rows_run_one_by_one(self, sdxl, place):
+    def test_rows_run_one_by_one(self, sdxl, place, cast):
         subject, alter = sdxl.subject(), self._wrapped(self._row_by_row)
-        found = beside.sample_bound(sdxl, subject, alter, place, batch=2)
-        together = beside.sample_bound(sdxl, subject, batch=2)
+        found = beside.sample_bound(sdxl, subject, alter, place, cast=cast, batch=2)
+        together = beside.sample_bound(sdxl, subject, cast=cast, batch=2)
         assert scenes.relative_difference(found, together) < 1e-5
 
     def test_tiles_are_the_host_s_and_one_warning_says_so(self, sdxl, caplog):

@@ -7,7 +7,6 @@ import weakref
 
 import beside
 import model_files
-import naive_owners
 import pack
 import pytest
 import reference
@@ -18,16 +17,9 @@ import torch
 sampling = pack.module("nodes.bridge.sampling")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
-PROMPT, PLAIN = "<rex> and <anna>, <rex> again", "dog and woman, dog again"
-REX, ANNA = [1, 5], [3]  # positions: start token, dog, and, woman, ",", dog
-TOLERANCE = 1e-4  # float32 against float64, the maps' rounding amplified by the sharp competition
-ROUNDING = 1e-4
+PROMPT, PLAIN = beside.APART.prompt, beside.APART.plain
+ROUNDING = 1e-5  # batched matrix products sum in another order
 VISIBLE = 1e-3
-
-
-def applied(scene, *bindings, **inputs):
-    """MODEL and CLIP; `separation` is left away unless given."""
-    return scene.apply(*bindings, **inputs)
 
 
 def two(scene, anna=None, rex=None, **settings):
@@ -39,7 +31,7 @@ def two(scene, anna=None, rex=None, **settings):
 
 
 def sampled(scene, bindings, prompt=PROMPT, negative="bad", inputs=None, **options):
-    model, clip = applied(scene, *bindings, **(inputs or {}))
+    model, clip = scene.apply(*bindings, **(inputs or {}))
     return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, negative), **options)
 
 
@@ -76,25 +68,13 @@ class TestOff:
         separated(scene, two(scene), 0.1)
         assert None not in watches
 
-    def test_one_subject_alone_is_exactly_as_without(self, scene):
-        alone = [scene.bind()]
-        found = separated(scene, alone, prompt="<anna> and <anna>")
-        assert torch.equal(found, sampled(scene, alone, prompt="<anna> and <anna>"))
-
-    @pytest.mark.smoke
-    def test_subjects_without_effect_are_exactly_the_host(self, scene):
-        conditionings = [scene.encode(scene.clip, text) for text in (PLAIN, "bad")]
-        host = scene.sample(scene.model, *conditionings)
-        assert torch.equal(separated(scene, two(scene, strength=0.0)), host)
-        assert torch.equal(separated(scene, two(scene), prompt=PLAIN), host)
-
 
 def _steps(scene, **settings):
     """Every step's prediction without and with separation."""
     steps = {}
     for separation in (0.0, 1.0):
         seen = steps[separation] = []
-        model, clip = applied(scene, *two(scene, **settings), separation=separation)
+        model, clip = scene.apply(*two(scene, **settings), separation=separation)
         model.set_model_sampler_post_cfg_function(
             lambda each, seen=seen: seen.append(each["denoised"].clone()) or each["denoised"]
         )
@@ -115,44 +95,48 @@ def test_where_all_are_painted_the_first_step_is_with_it(scene):
         assert scenes.relative_difference(apart, without) > VISIBLE
 
 
-def _of_the_value_table(scene, anna, rex, separation, masks=(None, None)):
-    owners = naive_owners.NaiveOwners(separation, (scene.height, scene.width))
-    naive_anna, naive_rex = (
-        scene.naive(each, mask=mask) for each, mask in zip((anna, rex), masks, strict=True)
+@pytest.mark.parametrize("masked", ["anna", "both", "overlapping"])
+def test_of_the_owners_that_masks_name_it_equals_the_value_table(scene, masked):
+    left = torch.zeros(1, scene.height * 8, scene.width * 8)
+    left[..., : scene.width * 4] = 1.0
+    others = {"anna": None, "both": 1.0 - left, "overlapping": torch.ones_like(left)}
+    anna, rex = scene.subject(0), scene.subject(1, references=2)
+    bindings = (
+        scene.bind(anna, "<anna>", "woman", mask=left),
+        scene.bind(rex, "<rex>", "dog", mask=others[masked]),
     )
-    slots = dict.fromkeys(ANNA, naive_anna) | dict.fromkeys(REX, naive_rex)
+    found = separated(scene, bindings)
+    expected = _of_the_value_table(scene, anna, rex, left, others[masked])
+    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    unmasked = _of_the_value_table(scene, anna, rex, None, None)
+    assert scenes.relative_difference(unmasked, expected) > VISIBLE
+
+
+def test_of_a_subject_that_comes_later_it_equals_the_value_table(sd15):
+    """It competes from its second step on, with one of whom more is known."""
+    start = sd15.model.get_model_object("model_sampling").percent_to_sigma(0.3)
+    anna, rex = sd15.subject(0), sd15.subject(1, references=2)
+    later = sd15.bind(anna, "<anna>", "woman", start_percent=0.3)
+    found = separated(sd15, (later, sd15.bind(rex, "<rex>", "dog")), steps=6)
+    expected, at_once = (
+        _of_the_value_table(sd15, anna, rex, window=window, steps=6)
+        for window in ((start, 0.0), (float("inf"), 0.0))
+    )
+    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    assert scenes.relative_difference(at_once, expected) > VISIBLE
+
+
+def _of_the_value_table(
+    scene, anna, rex, mask=None, mask_of_rex=None, window=(float("inf"), 0.0), **options
+):
+    naive = {
+        "<anna>": scene.naive(anna, mask=mask, window=window),
+        "<rex>": scene.naive(rex, mask=mask_of_rex),
+    }
+    slots = {place: naive[who] for who, places in beside.APART.places.items() for place in places}
     conditionings = [scene.encode(scene.clip, text) for text in (PLAIN, "bad")]
-    rows = reference.positive_only(slots)
-    return scene.sample_naively(rows, *conditionings, make_tables=owners)
-
-
-class TestEqualsTheValueTable:
-    @pytest.mark.smoke
-    @pytest.mark.parametrize("separation", [0.7, 1.0])
-    def test_of_the_owners_that_the_maps_show(self, scene, separation):
-        anna, rex = scene.subject(0), scene.subject(1, references=2)
-        found = separated(scene, two(scene, anna, rex), separation)
-        expected = _of_the_value_table(scene, anna, rex, separation)
-        assert scenes.relative_difference(found, expected) < TOLERANCE
-        without = _of_the_value_table(scene, anna, rex, 0.0)
-        assert scenes.relative_difference(without, expected) > VISIBLE
-
-    @pytest.mark.parametrize("masked", ["anna", "both", "overlapping"])
-    def test_of_the_owners_that_the_masks_say(self, scene, masked):
-        left = torch.zeros(1, scene.height * 8, scene.width * 8)
-        left[..., : scene.width * 4] = 1.0
-        others = {"anna": None, "both": 1.0 - left, "overlapping": torch.ones_like(left)}
-        masks = [left, others[masked]]
-        anna, rex = scene.subject(0), scene.subject(1, references=2)
-        bindings = (
-            scene.bind(anna, "<anna>", "woman", mask=masks[0]),
-            scene.bind(rex, "<rex>", "dog", mask=masks[1]),
-        )
-        found = separated(scene, bindings)
-        expected = _of_the_value_table(scene, anna, rex, 1.0, masks)
-        assert scenes.relative_difference(found, expected) < TOLERANCE
-        unmasked = _of_the_value_table(scene, anna, rex, 1.0)
-        assert scenes.relative_difference(unmasked, expected) > VISIBLE
+    rows, tables = reference.positive_only(slots), beside.APART.naive_tables
+    return scene.sample_naively(rows, *conditionings, make_tables=tables, **options)
 
 
 class TestRowsDoNotInfluenceEachOther:
@@ -172,7 +156,7 @@ class TestRowsDoNotInfluenceEachOther:
         assert scenes.relative_difference(together[2:], alone) < ROUNDING
 
     def test_the_negative_prompt(self, scene):
-        model, clip = applied(scene, *two(scene), separation=1.0)
+        model, clip = scene.apply(*two(scene), separation=1.0)
         model, positive = positive_alone(model), scene.encode(clip, PROMPT)
         expected, *others = (
             scene.sample(model, positive, scene.encode(clip, negative))
@@ -183,17 +167,10 @@ class TestRowsDoNotInfluenceEachOther:
         without = separated(scene, two(scene), 0.0)
         assert scenes.relative_difference(without, expected) > VISIBLE
 
-    def test_cfg_one_runs_the_positive_prompt_alone(self, scene):
-        model, clip = applied(scene, *two(scene), separation=1.0)
-        conditionings = [scene.encode(clip, text) for text in (PROMPT, "<anna> and <rex>")]
-        beside_it = scene.sample(positive_alone(model), *conditionings)
-        alone = scene.sample(model, *conditionings, cfg=1.0)
-        assert scenes.relative_difference(alone, beside_it) < ROUNDING
-
     def test_other_conditionings_beside_it(self, scene):
         """Two areas that do not touch: the left one's pixels are its own prompt's alone."""
         scene.width = 16
-        model, clip = applied(scene, *two(scene), separation=1.0)
+        model, clip = scene.apply(*two(scene), separation=1.0)
 
         def of_two_areas(right, first="left"):
             parts = {
@@ -239,9 +216,9 @@ def test_apply_twice_keeps_the_greater_separation(scene):
     anna, rex = two(scene)
     expected = separated(scene, (anna, rex), 0.7)
     for first, second in ((0.7, 0.1), (0.2, 0.7), (0.7, None)):
-        model, clip = applied(scene, anna, separation=first)
+        model, clip = scene.apply(anna, separation=first)
         inputs = {} if second is None else {"separation": second}
-        model, clip = applied(scene, rex, model=model, clip=clip, **inputs)
+        model, clip = scene.apply(rex, model=model, clip=clip, **inputs)
         conditionings = [scene.encode(clip, text) for text in (PROMPT, "bad")]
         assert torch.equal(scene.sample(model, *conditionings), expected)
 
@@ -261,7 +238,7 @@ def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
 
 class TestNothingIsLeft:
     def test_queueing_again_gives_the_same_picture(self, scene):
-        model, clip = applied(scene, *two(scene), separation=1.0)
+        model, clip = scene.apply(*two(scene), separation=1.0)
         conditionings = [scene.encode(clip, text) for text in (PROMPT, "bad")]
         expected = scene.sample(model, *conditionings)
         for nth in range(4):
@@ -272,7 +249,7 @@ class TestNothingIsLeft:
         alive = []
         for kind in (sampling.Sampling, sampling.SubjectMaps, sampling.CallWatch):
             monkeypatch.setattr(kind, "__init__", _noting(alive, kind.__init__))
-        model, clip = applied(sd15, *two(sd15), separation=1.0)
+        model, clip = sd15.apply(*two(sd15), separation=1.0)
         conditionings = [sd15.encode(clip, text) for text in (PROMPT, "bad")]
         sd15.sample(model, *conditionings)
         gc.collect()
@@ -281,7 +258,7 @@ class TestNothingIsLeft:
         assert sampling.SAMPLING_KEY not in model.model_options["transformer_options"]
 
     def test_a_sampling_that_fails_leaves_nothing_either(self, sd15):
-        model, clip = applied(sd15, *two(sd15), separation=1.0)
+        model, clip = sd15.apply(*two(sd15), separation=1.0)
         failing = model.clone()
         failing.set_model_sampler_post_cfg_function(lambda _: 1 / 0)
         conditionings = [sd15.encode(clip, text) for text in (PROMPT, "bad")]
@@ -300,48 +277,62 @@ def _noting(alive, initialise):
     return noting
 
 
+OTHER = beside.Cast("<anna>, <rex>", {"<anna>": (1,), "<rex>": (3,)}, separation=1.0)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m_sde"])
-def test_beside_a_lora_a_controlnet_and_an_area(scene, sampler):
-    lora = model_files.write_lora(f"apart_{scene.family}", scene.model, scene.clip)
-    control = tiny.control_net(scene.family)
+def test_everything_together_equals_the_value_table(sd15, sampler):
+    """A batch, a LoRA, a ControlNet, and two prompts about the subjects, one of them in an area."""
+    lora = model_files.write_lora("apart", sd15.model, sd15.clip)
+    control = tiny.control_net("sd15")
     picture = torch.rand(1, 128, 96, 3, generator=torch.Generator().manual_seed(8))
 
-    def run(separation):
-        model, clip = applied(scene, *two(scene), separation=separation)
-        model, clip = pack.run_host(
-            "LoraLoader",
-            model=model,
-            clip=clip,
-            lora_name=lora,
-            strength_model=0.8,
-            strength_clip=0.6,
-        )
-        area = pack.run_host(
+    def with_lora(model, clip):
+        strengths = {"strength_model": 0.8, "strength_clip": 0.6}
+        return pack.run_host("LoraLoader", model=model, clip=clip, lora_name=lora, **strengths)
+
+    def sampled_from(model, clip, *texts):
+        in_area, everywhere = (sd15.encode(clip, text) for text in texts)
+        in_area = pack.run_host(
             "ConditioningSetArea",
-            conditioning=scene.encode(clip, PROMPT),
+            conditioning=in_area,
             width=64,
             height=64,
             x=32,
             y=64,
             strength=1.0,
         )
-        positive = pack.run_host(
-            "ConditioningCombine",
-            conditioning_1=area,
-            conditioning_2=scene.encode(clip, "<anna>, <rex>"),
-        )
         positive, negative = pack.run_host(
             "ControlNetApplyAdvanced",
-            positive=positive,
-            negative=scene.encode(clip, beside.NEGATIVE),
+            positive=pack.run_host(
+                "ConditioningCombine", conditioning_1=in_area, conditioning_2=everywhere
+            ),
+            negative=sd15.encode(clip, beside.NEGATIVE),
             control_net=control,
             image=picture,
             strength=1.0,
             start_percent=0.0,
             end_percent=1.0,
         )
-        return scene.sample(model, positive, negative, batch=2, sampler=sampler)
+        return sd15.sample(model, positive, negative, batch=2, sampler=sampler)
 
-    found = run(1.0)
-    assert bool(found.isfinite().all())
-    assert scenes.relative_difference(found, run(0.0)) > VISIBLE
+    anna, casts = sd15.subject(), (beside.APART, OTHER)
+    bound = sd15.apply(*beside.bindings(sd15, anna, beside.APART), separation=1.0)
+    found = sampled_from(*with_lora(*bound), *(cast.prompt for cast in casts))
+
+    model, clip = with_lora(sd15.model, sd15.clip)
+    rows = reference.rows_reading(
+        [
+            (sd15.encode(clip, cast.plain)[0][0], beside.naive_slots(sd15, anna, cast))
+            for cast in casts
+        ]
+    )
+    expected, mixed = (
+        sampled_from(
+            reference.with_naive_subjects(model, sd15.sites, rows, cast.naive_tables),
+            clip,
+            *(each.plain for each in casts),
+        )
+        for cast in (beside.APART, beside.MIXED)
+    )
+    beside.assert_apart(found, expected, mixed)
