@@ -6,7 +6,8 @@ Weights are random, and so the pictures; the arithmetic is that of the real mode
 is narrow, which leaves out a part of the keys and values of the prompt.
 
 Each round runs every case once, right after the other, and the cost is the median over rounds of
-the ratio within a round: a busy moment of the machine meets neighbours alike. On a CPU the time is
+the ratio within a round: a busy moment of the machine meets neighbours alike. Every round begins
+with another case: what runs behind a long pause or a heavier case is not the same. On a CPU the time is
 that of the processor and not of the clock, which other processes would share.
 """
 
@@ -32,7 +33,7 @@ SD15_SIZE = {
 }
 PROMPT = "a drawing of <anna> with <bob> in a coffee shop"
 STEPS, SIZE = 2, 32
-ROUNDS = int(_host.ARGUMENTS[0]) if _host.ARGUMENTS else 3
+ROUNDS = int(_host.ARGUMENTS[0]) if _host.ARGUMENTS else 5
 BASELINE = "two subjects"
 
 
@@ -69,10 +70,10 @@ def measure() -> None:
     }
     for sample in ways.values():
         sample(1)
-    times = {name: np.empty(ROUNDS) for name in ways}
+    names, times = list(ways), {name: np.empty(ROUNDS) for name in ways}
     for each in range(ROUNDS):
-        for name, sample in ways.items():
-            times[name][each] = _seconds(sample) / STEPS
+        for name in (*names[each % len(names) :], *names[: each % len(names)]):
+            times[name][each] = _seconds(ways[name]) / STEPS
     for name, found in times.items():
         _host.report(f"one step of {STEPS} at {SIZE * 8} px, {name}", float(np.median(found)))
         low, median, high = np.percentile(100.0 * (found / times[BASELINE] - 1.0), (25, 50, 75))
