@@ -7,14 +7,16 @@ is narrow, which leaves out a part of the keys and values of the prompt.
 
 Each round runs every case once, right after the other, and the cost is the median over rounds of
 the ratio within a round: a busy moment of the machine meets neighbours alike. Every round begins
-with another case: what runs behind a long pause or a heavier case is not the same. On a CPU the time is
-that of the processor and not of the clock, which other processes would share.
+with another case: what runs behind a long pause or a heavier case is not the same. On a CPU the
+time is that of the processor and not of the clock, which other processes would share. Rounds differ
+by several per cent all the same.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import _host  # first: it starts ComfyUI
 import comfy.model_management
@@ -64,16 +66,16 @@ def measure() -> None:
         "two subjects, all maps and values recorded": pack.run("RecordMaps", model=bound)[0],
     }
     positive, negative = scene.encode(clip, PROMPT), scene.encode(clip, "blurry")
-    ways = {
-        name: lambda steps, model=model: scene.sample(model, positive, negative, steps=steps)
-        for name, model in cases.items()
-    }
-    for sample in ways.values():
-        sample(1)
-    names, times = list(ways), {name: np.empty(ROUNDS) for name in ways}
+
+    def sample(name: str, steps: int) -> None:
+        scene.sample(cases[name], positive, negative, steps=steps)
+
+    for name in cases:
+        sample(name, 1)
+    names, times = list(cases), {name: np.empty(ROUNDS) for name in cases}
     for each in range(ROUNDS):
         for name in (*names[each % len(names) :], *names[: each % len(names)]):
-            times[name][each] = _seconds(ways[name]) / STEPS
+            times[name][each] = _seconds(partial(sample, name, STEPS)) / STEPS
     for name, found in times.items():
         _host.report(f"one step of {STEPS} at {SIZE * 8} px, {name}", float(np.median(found)))
         low, median, high = np.percentile(100.0 * (found / times[BASELINE] - 1.0), (25, 50, 75))
@@ -82,11 +84,11 @@ def measure() -> None:
         )
 
 
-def _seconds(sample: Callable[[int], object]) -> float:
+def _seconds(action: Callable[[], None]) -> float:
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     started = clock()
-    sample(STEPS)
+    action()
     return clock() - started
 
 

@@ -108,7 +108,7 @@ def shares(
         evidence: of every subject, the mean of `contrast` over sites and steps.
         among: which subjects may have a pixel; all unless given.
     """
-    subjects = evidence.shape[-3]
+    subjects, height, width = evidence.shape[-3:]
     # A word whose map is all peaks would leave the plains to one whose map is flat.
     deviation = evidence.std(dim=(-2, -1), correction=0, keepdim=True).clamp_min(_FLAT)
     centred = (evidence - evidence.mean(dim=(-2, -1), keepdim=True)) / deviation
@@ -116,8 +116,10 @@ def shares(
     strongest = centred.amax(dim=-3, keepdim=True)
     present = (_PRESENCE * (strongest - strongest.amax(dim=(-2, -1), keepdim=True))).exp()
     blur = _BLUR_OF_ONE / subjects
-    lead = _level_blur(centred, present, _HEIGHT, blur)
-    lead = _SHARPNESS * (lead + _ROUND * _level_blur(centred, present, blur, blur))
+    tall, down = (_blur_matrix(height, each, evidence.device) for each in (_HEIGHT, blur))
+    across = _blur_matrix(width, blur, evidence.device)
+    lead = _level_blur(centred, present, tall, across)
+    lead = _SHARPNESS * (lead + _ROUND * _level_blur(centred, present, down, across))
     if among is None:
         return lead.softmax(dim=-3)
     # Before the softmax: behind it, a pixel of the others' has nothing left to divide.
@@ -143,16 +145,15 @@ def contested(
     return (found * torch.exp(-((lead / decided) ** 4))).sum(dim=-3, keepdim=True)
 
 
-def _level_blur(maps: Tensor, present: Tensor, height: float, width: float) -> Tensor:
+def _level_blur(maps: Tensor, present: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """The maps, blurred over pixels by how much they count, around their mean over these.
 
     Two are level where they are on average where somebody is, not in a picture that is mostly sky: a
     word that reaches a little further would else be given both of them.
+
+    Args:
+        down, across: what blurs columns and rows, of `_blur_matrix`.
     """
-    down, across = (
-        _blur_matrix(size, deviation, maps.device)
-        for size, deviation in zip(maps.shape[-2:], (height, width), strict=True)
-    )
     weight = (down @ present @ across.mT).clamp_min(SMALLEST)
     blurred = (down @ (maps * present) @ across.mT) / weight
     total = (blurred * present).sum(dim=(-2, -1), keepdim=True)
