@@ -55,10 +55,7 @@ def _sample(scene, model, clip, prompt, **sampling):
 
 
 def _plan(scene):
-    """What changes, the bindings, the prompt and options of sampling.
-
-    All are kept apart, which one subject alone does not notice.
-    """
+    """What changes, the bindings, the prompt and options of sampling."""
     anna, rex = scene.subject(0), scene.subject(1, references=2)
     mask = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(2))
     both = [scene.bind(anna), scene.bind(rex, "<rex>", "dog")]
@@ -69,7 +66,7 @@ def _plan(scene):
         ("another subject", [scene.bind(rex)], beside.PROMPT, {}),
         ("some layers", [scene.bind(anna, sites="u1,m")], beside.PROMPT, {}),
         ("a part of the steps", [scene.bind(anna, end_percent=0.4)], beside.PROMPT, {"steps": 4}),
-        ("two subjects", both, beside.APART.prompt, {}),
+        ("two subjects", both, "<anna>, <rex>", {}),
         ("a mask", [scene.bind(anna, mask=mask)], beside.PROMPT, {}),
         ("a larger batch", [scene.bind(anna)], beside.PROMPT, {"batch": 3}),
         ("no bound token again", [scene.bind(anna)], beside.PLAIN, {}),
@@ -80,7 +77,7 @@ def _plan(scene):
 def test_a_compiled_model_is_right_whatever_was_traced_before(scene, place, changes):
     seen = []
     for name, bindings, prompt, sampling in _plan(scene)[changes]:
-        clip, model, compiled = _bound(scene, place, *bindings, separation=1.0)
+        clip, model, compiled = _bound(scene, place, *bindings)
         expected = _sample(scene, model, clip, prompt, **sampling)
         found = _sample(scene, compiled, clip, prompt, **sampling)
         assert scenes.relative_difference(found, expected) < _TOLERANCE, name

@@ -167,6 +167,23 @@ class TestShares:
         assert float(left[5:11, 3:6].mean()) > 0.95
         assert float(right[6:10, 8:11].mean()) > 0.95
 
+    def test_head_and_feet_are_of_one(self):
+        """Two figures, of which one word likes heads and the other feet, more than either of them."""
+        figures = _blob(16, 16, 0.5, 0.2, spread=0.2).maximum(_blob(16, 16, 0.5, 0.8, spread=0.2))
+        slope = torch.linspace(0.3, -0.3, 16)
+        side = torch.linspace(0.1, -0.1, 16)
+        evidence = torch.stack([figures + slope[:, None] + side, figures - slope[:, None] - side])
+        left, right = competition.shares(evidence)
+        assert float(left[2:14, 1:6].mean()) > 0.95
+        assert float(right[2:14, 10:15].mean()) > 0.95
+
+    def test_find_who_is_above_whom_though_the_maps_lean_sideways(self):
+        lean = torch.linspace(0.8, -0.8, 14)
+        evidence = [_blob(20, 14, 0.2, 0.5) + lean, _blob(20, 14, 0.8, 0.5) - lean]
+        top, bottom = competition.shares(torch.stack(evidence))
+        assert float(top[1:8, 3:11].mean()) > 0.95
+        assert float(bottom[12:19, 3:11].mean()) > 0.95
+
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
     def test_a_large_and_a_small_subject_keep_their_places(self, order):
         large, small = _blob(24, 24, 0.55, 0.35, spread=0.25), _blob(24, 24, 0.8, 0.85, spread=0.08)
