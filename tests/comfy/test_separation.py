@@ -167,10 +167,13 @@ class TestRowsDoNotInfluenceEachOther:
         without = separated(scene, two(scene), 0.0)
         assert scenes.relative_difference(without, expected) > VISIBLE
 
-    def test_other_conditionings_beside_it(self, scene):
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_other_conditionings_beside_it(self, scene, masked):
         """Two areas that do not touch: the left one's pixels are its own prompt's alone."""
         scene.width = 16
-        model, clip = scene.apply(*two(scene), separation=1.0)
+        mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(4))
+        bindings = two(scene, **({"mask": mask} if masked else {}))
+        model, clip = scene.apply(*bindings, separation=1.0)
 
         def of_two_areas(right, first="left"):
             parts = {
