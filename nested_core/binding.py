@@ -32,6 +32,7 @@ class Binding:
         mask: where the subject may act, [0, 1] in image coordinates, one per picture or one for all.
         sites: the attention layers in which it acts.
         schedule: how much it acts at each moment of its part of the sampling.
+        node: the node that made it, as the page calls it, where sentences about it go.
     """
 
     subject: Subject | SubjectSequence
@@ -44,6 +45,7 @@ class Binding:
     mask: Float[Tensor, "pictures height width"] | None = field(default=None, repr=False)
     sites: SiteSelector = EVERY_SITE
     schedule: ScheduleName = "constant"
+    node: str | None = None
 
     @cached_property
     def id(self) -> int:
@@ -76,12 +78,14 @@ def bind(
     sites: str = "",
     schedule: str = "constant",
     fidelity: float = AS_TRAINED,
+    node: str | None = None,
 ) -> Binding:
     """A checked binding. An empty `noun` is the encoder's own.
 
     Args:
         fidelity: in [0, 1], from the prompt alone to the subject above all; 0.5 leaves strength and
             token weight as they are.
+        node: see `Binding`.
 
     Raises:
         BindingError: token empty, noun not plain text, a number out of range, start after end, an
@@ -118,6 +122,7 @@ def bind(
         mask=None if mask is None else _mask_of_pictures(token, mask),
         sites=parse_sites(sites),
         schedule=parse_schedule(schedule, f"Bind Subject '{token}'"),
+        node=node,
     )
 
 

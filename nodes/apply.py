@@ -10,6 +10,7 @@ from ..nested_core.binding import Binding, check_tokens_differ
 from ..nested_core.errors import BindingError
 from .bridge.clip import bind_clip
 from .bridge.family import check_clip
+from .bridge.notices import own_id
 from .bridge.patch import bind_model
 from .sockets import CATEGORY, BindingSocket
 
@@ -63,6 +64,7 @@ class ApplyNestedAttention(io.ComfyNode):
                     "forms. 0 is off; a binding's mask wins over it.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
 
@@ -82,4 +84,6 @@ class ApplyNestedAttention(io.ComfyNode):
             )
         check_tokens_differ(connected)
         check_clip(clip)
-        return io.NodeOutput(bind_model(model, connected, separation), bind_clip(clip, connected))
+        return io.NodeOutput(
+            bind_model(model, connected, separation, own_id(cls)), bind_clip(clip, connected)
+        )

@@ -9,6 +9,7 @@ from ..nested_core.binding import bind
 from ..nested_core.fidelity import AS_TRAINED
 from ..nested_core.schedule import SCHEDULES
 from ..nested_core.subject import Subject, SubjectSequence
+from .bridge.notices import own_id
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
 
@@ -110,6 +111,7 @@ class BindSubject(io.ComfyNode):
                     "fades it in, so that the prompt composes it; ease does both at the ends.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[BindingSocket.Output(display_name="binding")],
         )
 
@@ -141,5 +143,6 @@ class BindSubject(io.ComfyNode):
                 sites=sites,
                 schedule=schedule,
                 fidelity=fidelity,
+                node=own_id(cls),
             )
         )

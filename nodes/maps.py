@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..nested_core.maps import SHEETS, MapRecord, RecordPlan, draw_sheet
-from .bridge.recording import record_maps
+from ..nested_core.maps import SHEETS, RecordPlan, draw_sheet
+from .bridge.recording import SampledRecord, record_maps
 from .sockets import CATEGORY, RecordSocket
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class ShowMaps(io.ComfyNode):
                 RecordSocket.Input("record", tooltip="From the Record Maps node."),
                 io.Latent.Input(
                     "samples",
-                    tooltip="The sampler's result. Only makes this node wait until sampling is over.",
+                    tooltip="The LATENT of the sampler that got the MODEL of Record Maps. Maps of another "
+                    "picture are refused.",
                 ),
                 io.Combo.Input(
                     "show",
@@ -120,14 +121,16 @@ class ShowMaps(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        record: MapRecord,
+        record: SampledRecord,
         samples: object,
         show: str = "overview",
         picture: int = 0,
         image: Tensor | None = None,
     ) -> io.NodeOutput:
         below = None if image is None else _picture_of(image, picture)
-        sheet = draw_sheet(record, show, picture, None if below is None else below.numpy())
+        sheet = draw_sheet(
+            record.of(samples), show, picture, None if below is None else below.numpy()
+        )
         return io.NodeOutput(torch.from_numpy(sheet)[None])
 
 

@@ -145,10 +145,10 @@ _Key = tuple[int, AttentionSite, int, str, Grid]
 
 @dataclass(eq=False)
 class MapRecord:
-    """The maps of the latest sampling, filled while it runs.
+    """The maps of one sampling, filled while it runs.
 
     Attributes:
-        num_steps: of that sampling; None before the first one.
+        num_steps: of that sampling; None where there was none yet.
     """
 
     plan: RecordPlan
@@ -156,11 +156,11 @@ class MapRecord:
     _maps: dict[_Key, SiteMap] = field(default_factory=dict["_Key", SiteMap], repr=False)
     _counts: dict[_Key, int] = field(default_factory=dict["_Key", int], repr=False)
 
-    def begin(self, num_steps: int) -> None:
-        """Forgets everything: a sampling starts."""
-        self.num_steps = num_steps
-        self._maps.clear()
-        self._counts.clear()
+    def become(self, other: MapRecord) -> None:
+        """Holds the maps of another record from now on, and no others."""
+        self.num_steps = other.num_steps
+        self._maps = other._maps
+        self._counts = other._counts
 
     def add(self, site_map: SiteMap) -> None:
         """Keeps a map. A second one of the same step, site, picture and token is averaged in.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeAlias, cast
@@ -14,9 +13,13 @@ from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
 from ...nested_core.binding import Binding, merge_bindings
+from ...nested_core.diagnosis import PromptText
 from ...nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
 from .conditioning import SLOTS_KEY, SlotMap
-from .delivery import note_encoded, note_written
+from .delivery import note_encoded, note_texts, note_written
+from .notices import current_node, tell
+from .prompt_start import texts_in, with_starts
+from .surroundings import name_of
 
 Tokens: TypeAlias = dict[str, list[list[tuple[Any, ...]]]]
 
@@ -53,20 +56,45 @@ class _BoundCLIP(CLIP):
         return _bound(super().clone(*args, **kwargs), self.nested_bindings)
 
     def tokenize(self, text: Any, return_word_ids: bool = False, **kwargs: Any) -> Tokens:
-        prompt = mark_prompt(text, self.nested_bindings) if isinstance(text, str) else None
-        if prompt is None or not prompt.ends:
+        if not isinstance(text, str):
             return super().tokenize(text, return_word_ids, **kwargs)
-        plain = super().tokenize(prompt.plain, return_word_ids, **kwargs)
-        marked = self._tokenize_marked(prompt, return_word_ids, kwargs)
-        if not _same_tokens(plain, marked):
-            logging.warning(
-                "Nested Attention: the bound tokens of this prompt stand where they change how it "
-                "is read (inside a weight or an embedding's name); they are left unbound: %r",
-                text,
+        prompt = mark_prompt(text, self.nested_bindings)
+        tokens = super().tokenize(prompt.plain, return_word_ids, **kwargs)
+        if prompt.ends:
+            marked = self._tokenize_marked(prompt, return_word_ids, kwargs)
+            if not _same_tokens(tokens, marked):
+                self._tell_unbound(text, prompt)
+            elif not set(prompt.ends.values()) <= _marked_ids(marked):
+                self._tell_unbound(text, prompt)
+            else:
+                note_written(prompt.ends.values())
+                tokens = marked
+        known = tuple((binding.token, binding.id) for binding in self.nested_bindings)
+        return with_starts(tokens, PromptText(text, current_node(), known))
+
+    def _tell_unbound(self, text: str, prompt: MarkedPrompt) -> None:
+        names = {binding.id: binding.token for binding in self.nested_bindings}
+        tokens = ", ".join(dict.fromkeys(names[each] for each in prompt.ends.values()))
+        if _has_syntax(prompt.plain):
+            why = (
+                f"the bound tokens of this prompt ({tokens}) stand where they change how it is read "
+                f"(inside a weight or an embedding's name); they are left unbound: {text!r}"
             )
-            return plain
-        note_written(prompt.ends.values())
-        return marked
+        else:
+            why = (
+                f"the text encoder reads prompts in a way of its own ({self._reader()}), in which "
+                f"{tokens} cannot be followed; they are left unbound: {text!r}. Encode this prompt "
+                "without the node that brought it."
+            )
+        tell(why, [current_node()])
+
+    def _reader(self) -> str:
+        """Whoever reads prompts here, by name: another pack's where there is one."""
+        own = type(self).__mro__[type(self).__mro__.index(_BoundCLIP) + 1]
+        inner = [getattr(each, "tokenizer", each) for each in vars(self.tokenizer).values()]
+        names = [name_of(each) for each in (own, self.tokenizer, *inner)]
+        foreign = [name for name in names if not name.startswith(("comfy.", "transformers."))]
+        return next((name for name in foreign if not name.startswith("builtins.")), names[0])
 
     def _tokenize_marked(
         self, prompt: MarkedPrompt, return_word_ids: bool, kwargs: dict[str, Any]
@@ -82,31 +110,43 @@ class _BoundCLIP(CLIP):
         encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
             encoded = cast("dict[str, Any]", encoded)
-            self._attach_slots(encoded, encoded["cond"], tokens)
+            self._attach(encoded, encoded["cond"], tokens)
         return encoded
 
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> Any:
         conditioning = super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
         for context, extras in conditioning:
-            self._attach_slots(extras, context, tokens)
+            self._attach(extras, context, tokens)
         return conditioning
 
-    def _attach_slots(self, extras: dict[str, Any], context: Tensor, tokens: Tokens) -> None:
+    def _attach(self, extras: dict[str, Any], context: Tensor, tokens: Tokens) -> None:
+        """Gives a conditioning its slot map and its words; a prompt without a bound token has no map."""
+        note_texts(context, texts_in(tokens))
         if SLOTS_KEY in extras.get("model_conds", {}):
             return
-        slots = self._slots(tokens, context.shape[1])
+        slots = self._slots(tokens, context)
         if slots is not None:
             extras["model_conds"] = {**extras.get("model_conds", {}), SLOTS_KEY: slots}
             note_encoded(slots)
 
-    def _slots(self, tokens: Tokens, num_tokens: int) -> SlotMap | None:
+    def _slots(self, tokens: Tokens, context: Tensor) -> SlotMap | None:
         """Which rows of the context are bound; where l and g mark one differently, g wins."""
+        num_tokens = context.shape[1]
         slots = torch.zeros(num_tokens, dtype=torch.int32)
+        is_doubled = _is_doubled(context, tokens)
         for encoder, width in self._embedding_widths().items():
             for row, binding_id in _marks(tokens.get(encoder, []), width):
-                if row < num_tokens:
+                if is_doubled:
+                    key, value = context[0, 2 * row], context[0, 2 * row + 1]
+                    # As `conditioning.read_slots` reads it.
+                    slots[2 * row] = -binding_id
+                    slots[2 * row + 1] = -binding_id if torch.equal(key, value) else binding_id
+                elif row < num_tokens:
                     slots[row] = binding_id
-        return SlotMap(slots[None, :, None]) if bool(slots.any()) else None
+        names = {binding.id: binding.token for binding in self.nested_bindings}
+        found = set(slots.abs().tolist())
+        names = {each: token for each, token in names.items() if each in found}
+        return SlotMap(slots[None, :, None], names, context) if bool(slots.any()) else None
 
     def _embedding_widths(self) -> dict[str, int]:
         """Of the text models that are there: the refiner is given tokens of L and has none."""
@@ -130,6 +170,34 @@ def _marks(chunks: Sequence[Any], embedding_width: int) -> Iterator[tuple[int, i
             elif isinstance(token, Tensor) and token.shape[-1] != embedding_width:
                 dropped += 1
         chunk_start += len(chunk)
+
+
+def _marked_ids(tokens: Tokens) -> set[int]:
+    return {
+        token.binding_id
+        for chunks in tokens.values()
+        for chunk in chunks
+        for token, *_ in chunk
+        if isinstance(token, MarkedToken)
+    }
+
+
+def _has_syntax(text: str) -> bool:
+    """Whether a prompt holds weights, escapes or embeddings."""
+    return any(mark in text for mark in ("(", ")", "\\", "embedding:"))
+
+
+def _is_doubled(context: Tensor, tokens: Tokens) -> bool:
+    """Whether a context says every token twice, the second time perhaps negated.
+
+    Packs for negative weights encode so: the even rows become the layer's keys, the odd its values.
+    """
+    lengths = [sum(map(len, chunks)) for chunks in tokens.values()]
+    if not lengths or context.shape[1] != 2 * max(lengths):
+        return False
+    keys, values = context[:, 0::2], context[:, 1::2]
+    same, negated = (keys == values).all(dim=-1), (keys == -values).all(dim=-1)
+    return bool((same | negated).all())
 
 
 def _marking_tokenizer(host: Any, ends: Mapping[str, int]) -> Any:

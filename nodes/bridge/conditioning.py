@@ -7,6 +7,7 @@ context, and slots and tokens cannot drift apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .notices import current_run, tell
+from .windows import Frame, Place
+
 SLOTS_KEY = "nested_attention"
 REGIONS_KEY = "nested_attention_regions"
 PLACES_KEY = "nested_attention_places"
@@ -23,54 +27,125 @@ PLACES_KEY = "nested_attention_places"
 Conditioning = Mapping[str, Any]
 
 
-class SlotMap(comfy.conds.CONDCrossAttn):
-    """int32 `[1, text_tokens, 1]` on the CPU: 0 is the host's, else the id of a binding.
+class CallSlots(comfy.conds.CONDCrossAttn):
+    """int32 `[1, text_tokens, 1]` on the CPU: 0 is the host's, else what `Slot` reads.
 
     Being a cross-attention conditioning, it is repeated to the same least common multiple of
     lengths as the text context that it describes.
     """
 
+    @classmethod
+    def empty(cls, num_tokens: int) -> CallSlots:
+        """The map of a prompt without bound tokens."""
+        return cls(torch.zeros(1, num_tokens, 1, dtype=torch.int32))
+
+
+class SlotMap(CallSlots):
+    """The map as the text encoder hands it out; a bound model exchanges it for one of the call.
+
+    Args:
+        names: the tokens of the bindings that it mentions, by id.
+        context: of the text as it was encoded, `[1, text_tokens, width]`.
+    """
+
+    def __init__(
+        self,
+        cond: Tensor,
+        names: Mapping[int, str] = MappingProxyType({}),
+        context: Tensor | None = None,
+    ) -> None:
+        super().__init__(cond)
+        self.names, self.context = names, context
+
+    def _copy_with(self, cond: Tensor) -> SlotMap:
+        return SlotMap(cond, self.names, self.context)
+
+    def is_of(self, context: Tensor) -> bool:
+        """Whether a context still begins with the text that this map was made for."""
+        own = self.context
+        if own is None or context is own:
+            return True
+        begin = context[:, : own.shape[1]]
+        return begin.shape == own.shape and torch.equal(begin.to(own), own)
+
     @property
     def ids(self) -> set[int]:
         """The bindings that this prompt contains."""
-        return set(self.cond.unique().tolist()) - {0}
+        return set(self.cond.abs().unique().tolist()) - {0}
 
-    def fitted(self, num_tokens: int) -> SlotMap:
+    def fitted(self, num_tokens: int) -> CallSlots:
         """For a context that another node made longer or shorter behind these tokens."""
         length = self.cond.shape[1]
-        if length == num_tokens:
-            return self
-        return SlotMap(functional.pad(self.cond, (0, 0, 0, num_tokens - length)))
+        return CallSlots(functional.pad(self.cond, (0, 0, 0, num_tokens - length)))
 
-    @classmethod
-    def empty(cls, num_tokens: int) -> SlotMap:
-        """The map of a prompt without bound tokens."""
-        return cls(torch.zeros(1, num_tokens, 1, dtype=torch.int32))
+    def process_cond(self, batch_size: int, **kwargs: Any) -> SlotMap:
+        # Nobody exchanged it: the model that samples is not the one that knows the subjects.
+        run = current_run()
+        if _told.get(self, ()) != run:
+            _told[self] = run
+            tell(
+                f"the prompt contains {', '.join(self.names.values())}, but is sampled with a MODEL that "
+                "does not know its subjects, so they do not act. Connect the MODEL output of Apply "
+                "Nested Attention to this sampler. (Of two models that are merged, the first one's "
+                "subjects are kept: put Apply behind the merge.)",
+                [None if run is None else run[1]],
+            )
+        return super().process_cond(batch_size, **kwargs)
+
+
+# In which run a map was last found with a strange model, so that each run says so once.
+_told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
+
+
+class Slot(NamedTuple):
+    """A bound text token.
+
+    Attributes:
+        position: of its key among the text tokens.
+        is_doubled: whether the context says every token twice, its key and then its value, as
+            packs for negative weights do; inside the layer the token is at half the position.
+        is_negated: whether that value is the negative of the text's.
+    """
+
+    binding_id: int
+    position: int
+    is_doubled: bool = False
+    is_negated: bool = False
+
+
+def read_slots(row: Sequence[int]) -> list[Slot]:
+    """The bound tokens of one row of a slot map, in their order.
+
+    A doubled token is written as its negative id at the key's even place; behind it, at the value's,
+    stands the negative id again, or the id itself where the value is negated.
+    """
+    found: list[Slot] = []
+    for position, number in enumerate(row):
+        if number < 0 and position % 2 == 0:
+            found.append(Slot(-number, position, True, row[position + 1] > 0))
+        elif number > 0 and not (found and found[-1].is_doubled and position % 2):
+            found.append(Slot(number, position))
+    return found
 
 
 class RegionMaps(comfy.conds.CONDRegular):
     """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
 
     With an area they are cropped as ComfyUI crops `CONDNoiseShape`: only the crop's shape is
-    visible inside the model. `latent_size` is the height and width that areas are measured in.
+    visible inside the model. Areas are measured in cells of the frame, the part of the pictures
+    that this call draws.
     """
 
-    def __init__(self, cond: Sequence[Tensor], latent_size: tuple[int, int]) -> None:
+    def __init__(self, cond: Sequence[Tensor], frame: Frame) -> None:
         super().__init__(cond)
-        self.latent_size = latent_size
+        self.frame = frame
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> RegionMaps:
-        masks = self.cond if area is None else [self._cropped(mask, area) for mask in self.cond]
-        masks = [comfy.utils.repeat_to_batch_size(mask, batch_size) for mask in masks]
-        return RegionMaps(masks, self.latent_size)
-
-    def _cropped(self, mask: Tensor, area: Sequence[int]) -> Tensor:
-        height, width, top, left = area[:4]
-        if any(have % want for have, want in zip(mask.shape[2:], self.latent_size, strict=True)):
-            mask = functional.interpolate(mask, size=self.latent_size, mode="area")
-        down, across = mask.shape[2] // self.latent_size[0], mask.shape[3] // self.latent_size[1]
-        mask = mask.narrow(2, top * down, height * down)
-        return mask.narrow(3, left * across, width * across)
+        masks = [self.frame.of_masks(mask, batch_size) for mask in self.cond]
+        if area is not None:
+            size = (self.frame.height, self.frame.width)
+            masks = [cropped(mask, size, area[:4]) for mask in masks]
+        return RegionMaps(masks, self.frame)
 
     def can_concat(self, other: RegionMaps) -> bool:
         return self._shapes() == other._shapes()
@@ -86,23 +161,19 @@ class RegionMaps(comfy.conds.CONDRegular):
         return [mask.shape for mask in self.cond]
 
 
-class Place(NamedTuple):
-    """Where a row of the batch lies, in latent cells.
+def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
+    """The part of a mask `[pictures, 1, height, width]` in a box of latent cells.
 
-    Attributes:
-        picture: of the batch.
-        conditioning: a number of its prompt's own, the same at every step.
-        top, left, height, width: its area; without one, the whole picture.
+    Args:
+        size: height and width of the whole in cells.
+        box: height, width, top and left in cells.
     """
-
-    picture: int
-    conditioning: int
-    top: int
-    left: int
-    height: int
-    width: int
-    picture_height: int
-    picture_width: int
+    height, width, top, left = box
+    if any(have % want for have, want in zip(mask.shape[2:], size, strict=True)):
+        mask = functional.interpolate(mask, size=size, mode="area")
+    down, across = mask.shape[2] // size[0], mask.shape[3] // size[1]
+    mask = mask.narrow(2, top * down, height * down)
+    return mask.narrow(3, left * across, width * across)
 
 
 class PlaceMap(comfy.conds.CONDRegular):
@@ -111,21 +182,20 @@ class PlaceMap(comfy.conds.CONDRegular):
     Inside the model nothing else tells which row is part of which picture and prompt.
     """
 
-    def __init__(self, cond: Tensor, latent_size: tuple[int, int]) -> None:
+    def __init__(self, cond: Tensor, frame: Frame) -> None:
         super().__init__(cond)
-        self.latent_size = latent_size
+        self.frame = frame
 
     @classmethod
-    def of_conditioning(cls, number: int, latent_size: tuple[int, int]) -> PlaceMap:
+    def of_conditioning(cls, number: int, frame: Frame) -> PlaceMap:
         """Before any batch is known: one row that says whose it is."""
-        return cls(torch.tensor([[number]], dtype=torch.int32), latent_size)
+        return cls(torch.tensor([[number]], dtype=torch.int32), frame)
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> PlaceMap:
-        number = int(self.cond[0, 0])
-        height, width, top, left = (*self.latent_size, 0, 0) if area is None else area[:4]
-        where = (number, top, left, height, width, *self.latent_size)
-        rows = [(picture, *where) for picture in range(batch_size)]
-        return PlaceMap(torch.tensor(rows, dtype=torch.int32), self.latent_size)
+        frame, number = self.frame, int(self.cond[0, 0])
+        box = (frame.height, frame.width, 0, 0) if area is None else area[:4]
+        rows: list[Place] = [frame.place(number, row, box) for row in range(batch_size)]
+        return PlaceMap(torch.tensor(rows, dtype=torch.int32), frame)
 
 
 def slot_map_of(conditioning: Conditioning) -> SlotMap | None:
@@ -143,7 +213,7 @@ def with_slots(
     conditioning: dict[str, Any],
     number: int,
     region_masks: Sequence[Tensor],
-    latent_size: tuple[int, int],
+    frame: Frame,
 ) -> dict[str, Any]:
     """A copy whose map fits its context, so that it can be batched with the others of this call.
 
@@ -158,14 +228,13 @@ def with_slots(
         return conditioning
     num_tokens = context.cond.shape[1]
     slots = model_conds.get(SLOTS_KEY)
-    if slots is None or _is_zeroed(context):
-        slots = SlotMap.empty(num_tokens)
+    fits = None if slots is None or _is_zeroed(context) else slots.fitted(num_tokens)
     added: dict[str, Any] = {
-        SLOTS_KEY: slots.fitted(num_tokens),
-        PLACES_KEY: PlaceMap.of_conditioning(number, latent_size),
+        SLOTS_KEY: CallSlots.empty(num_tokens) if fits is None else fits,
+        PLACES_KEY: PlaceMap.of_conditioning(number, frame),
     }
     if region_masks:
-        added[REGIONS_KEY] = RegionMaps(region_masks, latent_size)
+        added[REGIONS_KEY] = RegionMaps(region_masks, frame)
     return {**conditioning, "model_conds": {**model_conds, **added}}
 
 

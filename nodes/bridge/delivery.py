@@ -1,12 +1,19 @@
-"""Noticing bound tokens that were written in a prompt and lost on the way to the sampler."""
+"""What is known of prompts between text encoder and sampler: their words, and which bindings got lost.
+
+The words of a prompt are remembered with its context for as long as that lives: a conditioning keeps
+exactly ComfyUI's entries. What a node throws away is noticed by what does not arrive.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from weakref import WeakSet
 
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
 from ...nested_core.binding import Binding
+from ...nested_core.diagnosis import PromptText
 from .conditioning import Conditioning, SlotMap, bound_ids, slot_map_of
 
 # Ids of bindings in the prompts that were tokenised since the last sampling ...
@@ -14,6 +21,8 @@ _written: set[int] = set()
 # ... and the maps of those that were encoded, until they arrive at a sampler. Held weakly: an
 # edited prompt's old conditioning is forgotten with ComfyUI's own cache entry.
 _on_the_way: WeakSet[SlotMap] = WeakSet()
+# The words that each context was encoded from.
+_texts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def note_written(binding_ids: Iterable[int]) -> None:
@@ -26,25 +35,26 @@ def note_encoded(slots: SlotMap) -> None:
     _on_the_way.add(slots)
 
 
-def warn_of_lost_tokens(
-    bindings: Iterable[Binding], conditionings: Mapping[str, Sequence[Conditioning]]
-) -> None:
-    """One warning, when sampling starts, naming the tokens that no conditioning carries."""
-    bindings = tuple(bindings)
-    arriving = [each for group in conditionings.values() for each in group]
+def lost_bindings(
+    bindings: Sequence[Binding], arriving: Sequence[Conditioning]
+) -> tuple[Binding, ...]:
+    """Those that were written in a prompt and that no conditioning of this sampling carries."""
     maps = (slot_map_of(each) for each in arriving)
     _on_the_way.difference_update([slots for slots in maps if slots is not None])
     lost = _written.union(*(slots.ids for slots in _on_the_way)) - bound_ids(arriving)
     # A prompt without a map is told once: nothing here would notice that the user edits it.
     _written.difference_update(binding.id for binding in bindings)
-    tokens = [binding.token for binding in bindings if binding.id in lost]
-    if tokens:
-        logging.warning(
-            "Nested Attention: %s is bound and written in a prompt, but no conditioning of this "
-            "sampling carries it, so the subject does not act. Likely causes: a node between text "
-            "encoder and sampler that keeps only its first input's extras (ConditioningConcat, "
-            "ConditioningAverage: bind in 'conditioning_to', or use ConditioningCombine), a text "
-            "node that encodes without them (PhotoMaker Encode), or two tokens at one place of "
-            "SDXL's two prompts. Harmless if that prompt belongs to another sampler.",
-            ", ".join(tokens),
-        )
+    return tuple(binding for binding in bindings if binding.id in lost)
+
+
+def note_texts(context: Tensor, texts: Iterable[PromptText]) -> None:
+    """A text encoder made this context of these words."""
+    _texts[context] = tuple(dict.fromkeys(texts))
+
+
+def texts_of(conditioning: Conditioning) -> tuple[PromptText, ...] | None:
+    """The words of a conditioning; None where no text encoder of ours made it, or nobody can tell."""
+    slots, context = slot_map_of(conditioning), conditioning.get("cross_attn")
+    if slots is not None:
+        context = slots.context
+    return _texts.get(context) if isinstance(context, Tensor) else None

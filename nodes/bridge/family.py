@@ -35,26 +35,46 @@ def site_dims(model: ModelPatcher) -> dict[AttentionSite, int]:
     Raises:
         HostError: the model is not a UNet of a supported family; it is named.
     """
-    unet = _unet(model)
-    blocks = {
+    return {
+        site: block.attn2.heads * block.attn2.dim_head
+        for site, block in blocks_of(_unet(model)).items()
+    }
+
+
+def blocks_of(unet: Any) -> dict[AttentionSite, Any]:
+    """The transformer block of each cross-attention site, in the order of the UNet's run.
+
+    Compiled modules wrap the original, at whatever level somebody compiled them.
+    """
+    unet = _original(unet)
+    levels = {
         "input": unet.input_blocks,
         "middle": [unet.middle_block],
         "output": unet.output_blocks,
     }
-    dims: dict[AttentionSite, int] = {}
-    for block, levels in blocks.items():
-        for number, level in enumerate(levels):
-            for index, layer in enumerate(_transformer_blocks(level)):
-                dims[AttentionSite(block, number, index)] = layer.attn2.heads * layer.attn2.dim_head
-    return dims
+    return {
+        AttentionSite(block, number, index): transformer
+        for block, of_block in levels.items()
+        for number, level in enumerate(of_block)
+        for index, transformer in enumerate(_transformer_blocks(_original(level)))
+    }
+
+
+def _original(module: Any) -> Any:
+    return getattr(module, "_orig_mod", module)
 
 
 def _transformer_blocks(level: Any) -> list[Any]:
-    return [
-        block
-        for layer in (level if level is not None else ())
+    layers = [_original(layer) for layer in (level if level is not None else ())]
+    blocks = [
+        _original(block)
+        for layer in layers
         if isinstance(layer, SpatialTransformer)
         for block in layer.transformer_blocks
+    ]
+    return [
+        block
+        for block in blocks
         if isinstance(block, BasicTransformerBlock) and block.attn2 is not None
     ]
 
@@ -62,7 +82,7 @@ def _transformer_blocks(level: Any) -> list[Any]:
 def _unet(model: ModelPatcher) -> UNetModel:
     config = getattr(model.model, "model_config", None)
     unet = getattr(model.model, "diffusion_model", None)
-    unet = getattr(unet, "_orig_mod", unet)  # a compiled module wraps the original
+    unet = _original(unet)
     if not isinstance(config, _FAMILIES) or not isinstance(unet, UNetModel):
         found = type(config).__name__ if config is not None else type(model.model).__name__
         raise HostError(

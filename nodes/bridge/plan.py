@@ -13,7 +13,9 @@ from torch.nn import functional
 from ...nested_core.binding import Binding
 from ...nested_core.competition import ownership
 from ...nested_core.sites import AttentionSite
-from .conditioning import Place
+from ...nested_core.subject import SubjectSequence
+from .arrival import Arrival
+from .conditioning import read_slots
 from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
 from .sampling import SubjectMaps
 from .site_call import ActiveSubject, RowGroup, Rows, TokenOccurrence
@@ -24,6 +26,14 @@ class SubjectKey(NamedTuple):
 
     binding_id: int
     identity: SubjectIdentity
+
+
+class TokenKey(NamedTuple):
+    """A bound token as one row has it; see `Slot`."""
+
+    subject: SubjectKey
+    is_doubled: bool
+    is_negated: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,69 +58,88 @@ class Planner:
     Attributes:
         acting: by binding id.
         loaded: keys and values on the device, by whose they are.
+        arrival: what is known of the rows.
         maps: where subjects were seen so far, or None where nobody separates them.
         separation: how far they are kept apart, in [0, 1].
     """
 
     acting: Mapping[int, Acting]
     loaded: Mapping[SubjectIdentity, SubjectKeysValues]
-    places: Sequence[Place]
+    arrival: Arrival
     device: torch.device
     maps: SubjectMaps | None = None
     separation: float = 0.0
 
-    def plan(self, slots: Tensor) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
-        """The subjects and row groups of a call with slots `[rows, text_tokens]` on the CPU."""
+    def plan(self) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
+        """The subjects and row groups of the call."""
         grouped = group_rows(
-            [
-                [self._key(place.picture, each) for each in row]
-                for row, place in zip(slots.tolist(), self.places, strict=True)
-            ]
+            [self._tokens_of_row(row, slots) for row, slots in enumerate(self.arrival.slots)]
         )
         rows_of: dict[SubjectKey, list[int]] = {}
-        for keys, group in grouped.items():
-            for key in dict.fromkeys(keys):
+        for tokens, group in grouped.items():
+            for key in dict.fromkeys(token.subject for token in tokens):
                 rows_of.setdefault(key, []).extend(group)
         rows_of = {key: sorted(rows) for key, rows in rows_of.items()}
         subjects = {key: self._subject(key, rows) for key, rows in rows_of.items()}
         groups = tuple(
-            self._group(keys, group, subjects, rows_of) for keys, group in grouped.items()
+            self._group(tokens, group, subjects, rows_of) for tokens, group in grouped.items()
         )
         return tuple(subjects.values()), groups
 
+    def _tokens_of_row(self, row: int, slots: Sequence[int]) -> list[tuple[int, TokenKey]]:
+        found: list[tuple[int, TokenKey]] = []
+        for slot in read_slots(slots):
+            key = self._key(row, slot.binding_id)
+            if key is not None:
+                found.append((slot.position, TokenKey(key, slot.is_doubled, slot.is_negated)))
+        return found
+
     def _group(
         self,
-        keys: tuple[SubjectKey, ...],
+        tokens: tuple[TokenKey, ...],
         positions: Mapping[int, Sequence[int]],
         subjects: Mapping[SubjectKey, ActiveSubject],
         rows_of: Mapping[SubjectKey, Sequence[int]],
     ) -> RowGroup:
-        owned, separation = self._competition(keys, list(positions))
+        owned, separation = self._competition([each.subject for each in tokens], list(positions))
         return RowGroup(
             rows=_rows(list(positions), self.device),
             row_numbers=tuple(positions),
             occurrences=tuple(
                 TokenOccurrence(
-                    subject=subjects[key],
+                    subject=subjects[token.subject],
                     positions=torch.tensor(
                         [each[nth] for each in positions.values()], device=self.device
                     ),
                     rows_of_subject=_rows(
-                        [rows_of[key].index(row) for row in positions], self.device
+                        [rows_of[token.subject].index(row) for row in positions], self.device
                     ),
-                    share=owned.get(key),
+                    share=owned.get(token.subject),
+                    is_doubled=token.is_doubled,
+                    is_negated=token.is_negated,
                 )
-                for nth, key in enumerate(keys)
+                for nth, token in enumerate(tokens)
             ),
             separation=separation,
         )
 
-    def _key(self, picture: int, binding_id: int) -> SubjectKey | None:
+    def _key(self, row: int, binding_id: int) -> SubjectKey | None:
         acting = self.acting.get(binding_id)
         if acting is None:
             return None
-        identity = identity_of(acting.binding.subject.of_picture(picture))
-        return SubjectKey(binding_id, identity) if identity in self.loaded else None
+        identity = self._identity(acting.binding, row)
+        if identity is None or identity not in self.loaded:
+            return None
+        return SubjectKey(binding_id, identity)
+
+    def _identity(self, binding: Binding, row: int) -> SubjectIdentity | None:
+        """Of the row's subject; None where there are several and nobody knows the row's picture."""
+        places, subject = self.arrival.places, binding.subject
+        if places is not None:
+            return identity_of(subject.of_picture(places[row].picture))
+        if isinstance(subject, SubjectSequence) and len(subject.subjects) > 1:
+            return None
+        return identity_of(subject.of_picture(0))
 
     def _subject(self, key: SubjectKey, rows: list[int]) -> ActiveSubject:
         acting = self.acting[key.binding_id]
@@ -131,7 +160,7 @@ class Planner:
         All are `[rows, 1, height, width]`.
         """
         subjects = list(dict.fromkeys(keys))
-        if self.maps is None or len(subjects) < 2:
+        if self.maps is None or self.arrival.places is None or len(subjects) < 2:
             return {}, None
         owned = self._owners([key.binding_id for key in subjects], rows)
         if owned is None:
@@ -146,7 +175,8 @@ class Planner:
     def _owners(self, ids: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """Whose each pixel is, `[rows, subjects, height, width]`, and where that is open."""
         assert self.maps is not None
-        where = [self.places[row] for row in rows]
+        assert self.arrival.places is not None
+        where = [self.arrival.places[row] for row in rows]
         size = (where[0].height, where[0].width)
         masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
         known = [self.maps.evidence(place, ids, self.device) for place in where]
@@ -170,19 +200,18 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 def group_rows(
-    keys: Sequence[Sequence[_Key | None]],
+    tokens: Sequence[Sequence[tuple[int, _Key]]],
 ) -> dict[tuple[_Key, ...], dict[int, list[int]]]:
-    """Rows grouped by the sequence of subjects that they contain, each with its positions.
+    """Rows grouped by the sequence of tokens that they contain, each with their positions.
 
     Args:
-        keys: the subject of each row and text token, None for none.
+        tokens: of each row, position and token.
     """
     groups: dict[tuple[_Key, ...], dict[int, list[int]]] = {}
-    for row, row_keys in enumerate(keys):
-        bound = [(position, each) for position, each in enumerate(row_keys) if each is not None]
-        if bound:
-            positions, found = zip(*bound, strict=True)
-            groups.setdefault(found, {})[row] = list(positions)
+    for row, found in enumerate(tokens):
+        if found:
+            positions, keys = zip(*found, strict=True)
+            groups.setdefault(keys, {})[row] = list(positions)
     return groups
 
 

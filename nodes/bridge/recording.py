@@ -1,9 +1,15 @@
-"""Filling a record of maps while ComfyUI samples, and showing it live."""
+"""Filling a record of maps while ComfyUI samples, and showing it live.
+
+A record belongs to one sampling. While that runs the record is the sampling's own; when it has
+ended well, the record is handed to the node whose output it is, together with the latents that came
+out: whoever shows it can tell whether it is about the picture at hand.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import comfy.utils
@@ -11,23 +17,69 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...nested_core.maps import MapRecord, RecordPlan, SiteMap, live_view
+from ...nested_core.maps import MapError, MapRecord, RecordPlan, SiteMap, live_view
 from ...nested_core.maps.canvas import to_image
 from ...nested_core.sites import AttentionSite
-from .conditioning import Place
 from .family import site_dims
 from .sighting import Sighting
+from .windows import Place
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 _KEY = "nested_attention_records"
 _PREVIEW_SIDE = 512
+_MAX_SAMPLINGS = 4  # that one node remembers, for graphs with several samplers
+
+
+@dataclass(eq=False)
+class SampledRecord(MapRecord):
+    """What Record Maps puts out: the maps of the latest sampling with its MODEL, and some before."""
+
+    _samplings: deque[tuple[tuple[Tensor, ...], MapRecord]] = field(
+        default_factory=lambda: deque(maxlen=_MAX_SAMPLINGS), repr=False
+    )
+
+    def publish(self, record: MapRecord, latents: Sequence[Tensor]) -> None:
+        """A sampling has ended.
+
+        Args:
+            latents: what came out of it, each `[pictures, channels, height, width]` on the CPU.
+        """
+        self.become(record)
+        self._samplings.append((tuple(latents), record))
+
+    def of(self, samples: object) -> MapRecord:
+        """The record of the sampling that made this LATENT.
+
+        Raises:
+            MapError: none of those that are remembered did.
+        """
+        latent = samples.get("samples") if isinstance(samples, dict) else None
+        for latents, record in reversed(self._samplings):
+            if isinstance(latent, Tensor) and any(_is_made_of(latent, each) for each in latents):
+                return record
+        if self.num_steps is None:
+            self.require_maps()
+        raise MapError(
+            "Show Maps: 'samples' is not what came out of a sampler that ran with the MODEL of this "
+            "Record Maps node, so its maps belong to another picture. Connect the LATENT of that very "
+            "sampler, and give the sampler the MODEL of Record Maps, not that of Apply Nested "
+            "Attention."
+        )
+
+
+def _is_made_of(samples: Tensor, sampled: Tensor) -> bool:
+    """Whether every picture of a LATENT is one of those sampled, in whatever precision it is kept."""
+    if samples.shape[1:] != sampled.shape[1:]:
+        return False
+    same = sampled.to(samples.dtype)
+    return all(any(torch.equal(one.cpu(), each) for each in same) for one in samples)
 
 
 def record_maps(
     model: ModelPatcher, plan: RecordPlan, preview: bool
-) -> tuple[ModelPatcher, MapRecord]:
+) -> tuple[ModelPatcher, SampledRecord]:
     """A clone of the model that fills the record at every sampling, before or behind Apply.
 
     Raises:
@@ -35,7 +87,7 @@ def record_maps(
         SiteError: the plan's selector names no site of this model.
     """
     sites = plan.sites.select(site_dims(model))
-    record = MapRecord(plan)
+    record = SampledRecord(plan)
     clone = model.clone()
     clone.set_attachments(_KEY, (*recorders_of(model), Recorder(record, sites, preview)))
     return clone, record
@@ -51,13 +103,30 @@ class Recorder:
     """One Record Maps node.
 
     Attributes:
+        output: where finished records go.
         sites: where it records.
         preview: whether the maps are shown while the sampler runs.
     """
 
-    record: MapRecord
+    output: SampledRecord
     sites: frozenset[AttentionSite]
     preview: bool
+
+    def start(self, num_steps: int) -> Recording:
+        """For one sampling."""
+        return Recording(self, MapRecord(self.output.plan, num_steps))
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One Record Maps node in one sampling."""
+
+    recorder: Recorder
+    record: MapRecord
+
+    def finish(self, latents: Sequence[Tensor]) -> None:
+        """The sampling has ended well, and these came out of it."""
+        self.recorder.output.publish(self.record, latents)
 
     def add(
         self, sightings: Sequence[Sighting], places: Sequence[Place], step: int, num_steps: int
@@ -65,7 +134,7 @@ class Recorder:
         """Keeps what one call of the UNet has shown; maps leave the device in one go per grid."""
         if not self.record.plan.wants_step(step, num_steps):
             return
-        chosen = [each for each in sightings if each.site in self.sites]
+        chosen = [each for each in sightings if each.site in self.recorder.sites]
         wants_values = self.record.plan.wants_values(step, num_steps)
         for sighting, seen in zip(chosen, _on_cpu([each.seen for each in chosen]), strict=True):
             for row_index, row in enumerate(sighting.rows):
@@ -92,7 +161,7 @@ class Recorder:
 
     def with_preview(self, callback: Callable[..., None] | None) -> Callable[..., None] | None:
         """The sampler's callback, and after it the maps of its step in ComfyUI's preview."""
-        if not self.preview:
+        if not self.recorder.preview:
             return callback
 
         def show(step: int, denoised: Tensor, x: Tensor, total_steps: int) -> None:
@@ -138,8 +207,8 @@ def _in_whole(seen: Tensor, place: Place) -> Tensor:
 
 
 def any_values(
-    recorders: Sequence[Recorder], step: int, num_steps: int
+    recordings: Sequence[Recording], step: int, num_steps: int
 ) -> frozenset[AttentionSite]:
     """The sites whose values some record wants at this step."""
-    wanting = [each for each in recorders if each.record.plan.wants_values(step, num_steps)]
-    return frozenset[Any]().union(*(each.sites for each in wanting))
+    wanting = [each for each in recordings if each.record.plan.wants_values(step, num_steps)]
+    return frozenset[Any]().union(*(each.recorder.sites for each in wanting))

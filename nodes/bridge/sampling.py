@@ -6,9 +6,9 @@ stays on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from ...nested_core.attention import BoundToken, blended_values
 from ...nested_core.competition import SMALLEST, comparability, contrast
 from ...nested_core.maps import ValuePicture, value_picture
 from ...nested_core.sites import AttentionSite
-from .conditioning import Place
+from .arrival import Sent
+from .notices import Notices
 from .recording import Recorder, any_values
 from .sighting import Sighting
+from .windows import Place
 
 SAMPLING_KEY = "nested_attention_sampling"
 
@@ -28,7 +30,7 @@ SAMPLING_KEY = "nested_attention_sampling"
 _MEMORY = 0.9
 
 # A prompt of its own for every picture: what one has shown never moves another.
-_Key: TypeAlias = tuple[int, int, int]  # conditioning, picture, binding id
+_Key: TypeAlias = tuple[Place, int]  # with a binding id
 
 
 @dataclass(eq=False)
@@ -47,7 +49,7 @@ class SubjectMaps:
             size = (places[rows[0]].height, places[rows[0]].width)
             for binding_id, shown in _mean_over_sites(seen, binding_ids, size).items():
                 for row, evidence in zip(rows, shown, strict=True):
-                    self._learn(_key(places[row], binding_id), evidence)
+                    self._learn((places[row], binding_id), evidence)
 
     def _learn(self, key: _Key, evidence: Tensor) -> None:
         known = self._known.get(key)
@@ -59,16 +61,12 @@ class SubjectMaps:
         self, place: Place, binding_ids: Sequence[int], device: torch.device
     ) -> Tensor | None:
         """Of these subjects in a row, `[subjects, height, width]`; None before all were seen."""
-        known = [self._known.get(_key(place, each)) for each in binding_ids]
+        known = [self._known.get((place, each)) for each in binding_ids]
         found = [each.to(device) for each in known if each is not None]
         size = (place.height, place.width)
         if len(found) < len(binding_ids) or any(each.shape != size for each in found):
             return None
         return torch.stack(found)
-
-
-def _key(place: Place, binding_id: int) -> _Key:
-    return place.conditioning, place.picture, binding_id
 
 
 def _mean_over_sites(
@@ -92,38 +90,107 @@ def _mean_over_sites(
     return dict(zip(subjects, mean.unbind(dim=1), strict=True))
 
 
+@dataclass(eq=False)
+class Tally:
+    """What one binding has done in a sampling so far.
+
+    Attributes:
+        rows: pictures and prompts in which it acted; a row whose place is unknown counts by itself.
+        steps: those in which it acted.
+        attention: per call, the mean of A_s over rows, heads, pixels and sites, on the device.
+    """
+
+    rows: set[Hashable] = field(default_factory=set)
+    steps: set[int] = field(default_factory=set)
+    attention: list[Tensor] = field(default_factory=list)
+
+    def mean_attention(self) -> float:
+        """Over all calls; this waits for the device."""
+        return float(torch.stack([each.cpu() for each in self.attention]).mean())
+
+
 class Sampling:
     """The state of one sampling.
 
     Args:
         noise_levels: of the steps, falling, and the last one's end.
         separates: whether subjects compete.
+        notices: where what there is to say goes.
+
+    Attributes:
+        tallies: what each binding has done, by its id.
+        sent: what ComfyUI runs through the UNet just now.
+        reached: the sites that were run while some subject was to act there.
+        planned: the bindings that were to act in some call of the UNet.
+        surroundings: names of other packs' functions around the UNet and in it.
     """
 
     def __init__(
-        self, noise_levels: Sequence[float], separates: bool, recorders: Sequence[Recorder]
+        self,
+        noise_levels: Sequence[float],
+        separates: bool,
+        recorders: Sequence[Recorder],
+        notices: Notices | None = None,
     ) -> None:
         self._noise_levels = tuple(noise_levels)
         self.maps = SubjectMaps() if separates else None
-        self.recorders = tuple(recorders)
-        for each in self.recorders:
-            each.record.begin(self._num_steps)
+        self.recordings = tuple(each.start(self.num_steps) for each in recorders)
+        self.notices = notices or Notices()
+        self.tallies: dict[int, Tally] = {}
+        self.sent: Sent | None = None
+        self.reached: set[AttentionSite] = set()
+        self.planned: set[int] = set()
+        self.surroundings: set[str] = set()
+        self._step = 0
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._kept: list[Any] = []
+
+    @classmethod
+    def unknown(cls) -> Sampling:
+        """For a call of the UNet that belongs to no sampling that anybody announced."""
+        return cls((), False, ())
 
     @property
-    def _num_steps(self) -> int:
+    def num_steps(self) -> int:
+        """At least 1."""
         return max(len(self._noise_levels) - 1, 1)
 
-    def watch(self, noise_level: float | None, places: Sequence[Place]) -> CallWatch | None:
-        """What is to look on during one call of the UNet, if anything.
+    def number_of(self, conditioning: Mapping[str, Any], slots: object) -> int:
+        """A number of a conditioning's own, the same whenever this sampling meets it.
+
+        A copy for an area on the other side of guidance has the same uuid and other slots.
+        """
+        key = (conditioning.get("uuid"), id(slots))
+        if key not in self._numbers:
+            self._kept.append(slots)  # what is kept alive shares its id with nobody
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def with_steps(self, callback: Callable[..., None] | None) -> Callable[..., None]:
+        """The sampler's callback, which also tells this state that a step is over."""
+
+        def over(step: int, *args: Any, **kwargs: Any) -> None:
+            self._step = step + 1
+            if callback is not None:
+                callback(step, *args, **kwargs)
+
+        return over
+
+    def watch(self, noise_level: float | None, places: Sequence[Place] | None) -> CallWatch:
+        """What looks on during one call of the UNet.
 
         Args:
             noise_level: of the call; needed where maps are recorded.
+            places: of the rows; None where they are unknown.
         """
         step = self._step_at(noise_level) if noise_level is not None else 0
-        records = any(each.record.plan.wants_step(step, self._num_steps) for each in self.recorders)
-        if self.maps is None and not records:
-            return None
-        return CallWatch(self, places, step, any_values(self.recorders, step, self._num_steps))
+        if places is None:
+            return CallWatch(self, None, step, frozenset(), False)
+        plans = [each.record.plan for each in self.recordings]
+        wanted = self.maps is not None or any(
+            each.wants_step(step, self.num_steps) for each in plans
+        )
+        values = any_values(self.recordings, step, self.num_steps)
+        return CallWatch(self, places, step, values, wanted)
 
     def _step_at(self, noise_level: float) -> int:
         """The step in which a noise level is; samplers also call the model between two."""
@@ -134,34 +201,66 @@ class Sampling:
         """Takes in what one call of the UNet has shown."""
         if self.maps is not None:
             self.maps.learn(sightings, places)
-        for each in self.recorders:
-            each.add(sightings, places, step, self._num_steps)
+        for each in self.recordings:
+            each.add(sightings, places, step, self.num_steps)
+
+    def count(
+        self, rows: Mapping[int, Iterable[Hashable]], attention: Mapping[int, Tensor]
+    ) -> None:
+        """Takes in who acted in one call, and how much."""
+        for binding_id, mean in attention.items():
+            tally = self.tallies.setdefault(binding_id, Tally())
+            tally.rows.update(rows[binding_id])
+            tally.steps.add(min(self._step, self.num_steps - 1))
+            tally.attention.append(mean)
 
 
 class CallWatch:
-    """Looks on during one call of the UNet."""
+    """Looks on during one call of the UNet.
+
+    Args:
+        wants_maps: whether somebody wants more than to know who acted.
+    """
 
     def __init__(
         self,
         sampling: Sampling,
-        places: Sequence[Place],
+        places: Sequence[Place] | None,
         step: int,
         value_sites: frozenset[AttentionSite],
+        wants_maps: bool,
     ) -> None:
         self._sampling, self._places, self._step = sampling, places, step
-        self._value_sites = value_sites
+        self._value_sites, self.wants_maps = value_sites, wants_maps
         self._sightings: list[Sighting] = []
+        self._rows: dict[int, set[Hashable]] = {}
+        self._attention: dict[int, list[Tensor]] = {}
 
     def saw(self, sighting: Sighting, tokens: Sequence[BoundToken], text_value: Tensor) -> None:
         """One site's attention. The tokens' values are looked at here and not kept."""
+        self._count(sighting)
+        if not self.wants_maps or not sighting.is_on_grid:
+            return
         if sighting.site in self._value_sites:
             pictures = [_value_pictures(each, text_value, sighting.grid) for each in tokens]
             sighting = replace(sighting, values=tuple(zip(*pictures, strict=True)))
         self._sightings.append(sighting)
 
+    def _count(self, sighting: Sighting) -> None:
+        means = sighting.seen.mean(dim=(0, 2, 3)).unbind()
+        for binding, mean in zip(sighting.bindings, means, strict=True):
+            self._attention.setdefault(binding.id, []).append(mean)
+            rows = self._rows.setdefault(binding.id, set())
+            rows.update(
+                row if self._places is None else self._places[row][:2] for row in sighting.rows
+            )
+
     def finish(self) -> None:
         """The call is over."""
-        self._sampling.learn(self._sightings, self._places, self._step)
+        means = {each: torch.stack(of).mean() for each, of in self._attention.items()}
+        self._sampling.count(self._rows, means)
+        if self._places is not None and self._sightings:
+            self._sampling.learn(self._sightings, self._places, self._step)
 
 
 def _value_pictures(

@@ -23,6 +23,7 @@ class Sighting:
         bindings: one per bound token.
         seen: A_s, mean over heads, `[rows of the group, bound tokens, height, width]`.
         values: pictures of u(q) by row and bound token, where somebody wants them.
+        is_on_grid: whether height and width are known; else all pixels are in one row.
     """
 
     site: AttentionSite
@@ -30,6 +31,7 @@ class Sighting:
     bindings: tuple[Binding, ...]
     seen: Tensor
     values: tuple[tuple[ValuePicture, ...], ...] = ()
+    is_on_grid: bool = True
 
     @property
     def grid(self) -> tuple[int, int]:

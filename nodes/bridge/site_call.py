@@ -6,7 +6,7 @@ Inside the attention layers nothing reads a tensor's content back from the devic
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -28,9 +28,9 @@ from ...nested_core.sites import AttentionSite
 from .kv_cache import SubjectKeysValues
 from .sighting import Sighting, Watch
 
-CALL_KEY = "nested_attention"
 Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 Rows: TypeAlias = slice | Tensor
+Grid: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,25 @@ class TokenOccurrence:
         rows_of_subject: the group's rows among those of the subject.
         share: how much of each pixel is the subject's, `[rows of the group, 1, height, width]`,
             divided among its tokens; None where it does not compete.
+        is_doubled: whether the positions are those of a text that says every token twice, its key
+            and its value; a patch of the layer's inputs makes one of the two.
+        is_negated: whether the text's value is negated, and with it the subject's.
     """
 
     subject: ActiveSubject
     positions: Tensor
     rows_of_subject: Rows
     share: Tensor | None = None
+    is_doubled: bool = False
+    is_negated: bool = False
+
+    def positions_among(self, num_tokens: int, planned: int) -> Tensor | None:
+        """Where the token is among the text tokens that arrive; None where nobody can tell."""
+        if num_tokens == planned:
+            return self.positions
+        if self.is_doubled and num_tokens * 2 == planned:
+            return self.positions // 2
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,61 +104,108 @@ class SiteCall:
 
     Attributes:
         foreign: other packs' patches, by site.
+        say: tells the user a sentence, once for each kind in a sampling.
         watch: told of what each site has shown; None if nobody wants to know.
+        size: height and width of the latent that the UNet was planned for; None if unknown.
+        layers: the attention modules, whose own settings stand in for options that are missing.
+        beside: the sites whose layers run a forward of their own.
+        given: what such a layer was given, until its output comes: site, pixels, keys' text, values'.
+        reached: the sites that were run, added to by this call.
+        is_over: what is left of this call in somebody's memory acts no more.
     """
 
     num_rows: int
     num_text_tokens: int
     foreign: Mapping[tuple[Any, ...], Patch]
-    warn_once: Callable[[str], None]
+    say: Callable[..., None]
     subjects: tuple[ActiveSubject, ...] = ()
     groups: tuple[RowGroup, ...] = ()
     watch: Watch | None = None
+    size: Grid | None = None
+    layers: Mapping[AttentionSite, Any] = field(default_factory=dict)
+    beside: frozenset[AttentionSite] = frozenset()
+    given: tuple[AttentionSite, Tensor, Tensor, Tensor] | None = None
+    reached: set[AttentionSite] = field(default_factory=set)
+    is_over: bool = False
     _resized: dict[Any, Tensor] = field(default_factory=dict)
+
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Whether some subject is to act there."""
+        return any(site in subject.sites for subject in self.subjects)
 
     def attend(
         self,
-        site: AttentionSite,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> Tensor:
         """The host's own output of this site, with the subjects in place of their tokens' values."""
         base = self._base(site, query, key, value, options)
-        subjects = [subject for subject in self.subjects if site in subject.sites]
-        if not subjects or not self._is_as_planned(query, key, options):
+        deltas = self.deltas(site, query, key, value, options)
+        if not deltas:
             return base
-        heads = options["n_heads"]
-        query, key, value = (split_heads(each, heads) for each in (query, key, value))
-        values = {subject: _values(subject, site, query) for subject in subjects}
         out = base.clone()  # a foreign patch may have returned a tensor that it still uses
-        grid = tuple(options["activations_shape"][-2:])
+        for rows, delta in deltas:
+            out[rows] += delta.to(out.dtype)
+        return out
+
+    def deltas(
+        self,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> list[tuple[Rows, Tensor]]:
+        """What the subjects add to this site's output in which rows, before its projection.
+
+        Args:
+            query, key, value: `[rows, pixels or text_tokens, inner]`.
+        """
+        if self.is_over or site is None or not self.acts_at(site):
+            return []
+        self.reached.add(site)
+        heads = self._heads(site, options)
+        place = self._place(query, key, options)
+        if heads is None or place is None:
+            return []
+        grid, where = place
+        query, key, value = (split_heads(each, heads) for each in (query, key, value))
+        values = {
+            subject: _values(subject, site, query)
+            for subject in self.subjects
+            if site in subject.sites
+        }
+        found: list[tuple[Rows, Tensor]] = []
         for group in self.groups:
             occurrences = [each for each in group.occurrences if each.subject in values]
             if occurrences:
+                rows, seen = group.rows, self._room_for_sighting(group, occurrences, grid)
                 tokens = [
-                    self._bound_token(each, values[each.subject], group.rows, grid)
+                    self._bound_token(each, values[each.subject], rows, key.shape[2], where)
                     for each in occurrences
                 ]
-                rows, seen = group.rows, self._room_for_sighting(group, occurrences, grid)
                 delta = replacement_delta(
                     query[rows],
                     key[rows],
                     value[rows],
                     tokens,
                     None if seen is None else seen.flatten(2),  # a view: what is written stays
-                    self._on_grid(group, group.separation, grid),
+                    self._on_grid(group, group.separation, where),
                 )
-                out[rows] += merge_heads(delta).to(out.dtype)
+                found.append((rows, merge_heads(delta)))
                 if self.watch is not None and seen is not None:
                     bindings = tuple(each.subject.binding for each in occurrences)
-                    sighting = Sighting(site, group.row_numbers, bindings, seen)
+                    sighting = Sighting(
+                        site, group.row_numbers, bindings, seen, is_on_grid=where is not None
+                    )
                     self.watch.saw(sighting, tokens, value[rows])
-        return out
+        return found
 
     def _room_for_sighting(
-        self, group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: tuple[int, int]
+        self, group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: Grid
     ) -> Tensor | None:
         if self.watch is None:
             return None
@@ -154,64 +214,124 @@ class SiteCall:
 
     def _base(
         self,
-        site: AttentionSite,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> Tensor:
         """Whatever the host and other packs' patches compute here; called once."""
-        patch = self.foreign.get(tuple(site), self.foreign.get((site.block, site.number)))
+        patch = None
+        if site is not None:
+            patch = self.foreign.get(tuple(site), self.foreign.get((site.block, site.number)))
         if patch is not None:
-            return patch(query, key, value, options)
+            return patch(query, key, value, options)  # type: ignore[arg-type]
+        layer = self.layers.get(site) if site is not None else None
         return comfy.ldm.modules.attention.optimized_attention(
             query,
             key,
             value,
-            options["n_heads"],
-            attn_precision=options["attn_precision"],
+            options.get("n_heads") or layer.heads,  # type: ignore[union-attr]
+            attn_precision=options.get("attn_precision", getattr(layer, "attn_precision", None)),
             transformer_options=options,
         )
 
-    def _is_as_planned(self, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
-        height, width = options["activations_shape"][-2:]
+    def _heads(self, site: AttentionSite, options: Mapping[str, Any]) -> int | None:
+        """As the option says, else the layer; a foreign block need not say."""
+        return options.get("n_heads") or getattr(self.layers.get(site), "heads", None)
+
+    def _place(
+        self, query: Tensor, key: Tensor, options: Mapping[str, Any]
+    ) -> tuple[Grid, Grid | None] | None:
+        """Height and width of the pixels, and of the part of the pictures that they show.
+
+        None where rows or tokens are not those that were planned. The second is None where nobody
+        knows which part it is, and then the first may be all pixels in one row.
+        """
+        pixels = query.shape[1]
+        told = options.get("activations_shape")
+        grid = None if told is None else (int(told[-2]), int(told[-1]))
+        if grid is None:
+            grid = self._grid_of(pixels)
+        if query.shape[0] != self.num_rows or not self._has_text(key) or math.prod(grid) != pixels:
+            self._say_shape(query, key, grid)
+            return None
+        return grid, grid if self._is_whole(grid, options) else None
+
+    def _has_text(self, key: Tensor) -> bool:
+        found, planned = key.shape[1], self.num_text_tokens
+        if key.shape[0] != self.num_rows:
+            return False
+        occurrences = [each for group in self.groups for each in group.occurrences]
+        return all(each.positions_among(found, planned) is not None for each in occurrences)
+
+    def _say_shape(self, query: Tensor, key: Tensor, grid: Grid) -> None:
         found = (query.shape[0], key.shape[1], query.shape[1])
-        planned = (self.num_rows, self.num_text_tokens, height * width)
-        if found == planned:
-            return True
-        self.warn_once(
-            "Nested Attention: another patch changed the shape of cross-attention (rows, text tokens, "
+        planned = (self.num_rows, self.num_text_tokens, math.prod(grid))
+        self.say(
+            "another patch changed the shape of cross-attention (rows, text tokens, "
             f"pixels) from {planned} to {found}; there the subjects do not act. Remove that patch, "
-            "or limit it to other blocks."
+            "or limit it to other blocks.",
+            kind="shape",
         )
+
+    def _grid_of(self, pixels: int) -> Grid:
+        """The grid of a layer that does not tell it: of those that halving gives, the one that fits."""
+        grids = () if self.size is None else _halved(self.size)
+        return next((grid for grid in grids if math.prod(grid) == pixels), (1, pixels))
+
+    def _is_whole(self, grid: Grid, options: Mapping[str, Any]) -> bool:
+        """Whether the layer sees all of what was planned, not a tile that somebody cut inside."""
+        if self.size is None:
+            return True
+        told = options.get("original_shape")
+        arrived = None if told is None else (int(told[-2]), int(told[-1]))
+        if arrived == self.size or (arrived is None and grid in _halved(self.size)):
+            return True
+        if any(each.region is not None for each in self.subjects) or any(
+            group.separation is not None for group in self.groups
+        ):
+            self.say(
+                "a node inside the UNet cuts the picture into tiles without saying where they lie. There "
+                "the subjects act, but masks and separation rest. Remove that node to have them.",
+                kind="tiles",
+            )
         return False
 
     def _bound_token(
-        self, occurrence: TokenOccurrence, values: Tensor, rows: Rows, grid: tuple[int, int]
+        self,
+        occurrence: TokenOccurrence,
+        values: Tensor,
+        rows: Rows,
+        num_text_tokens: int,
+        grid: Grid | None,
     ) -> BoundToken:
-        binding = occurrence.subject.binding
         subject = occurrence.subject
+        binding = subject.binding
         region = self._on_grid(subject, subject.region, grid)
+        position = occurrence.positions_among(num_text_tokens, self.num_text_tokens)
+        assert position is not None
+        values = values[occurrence.rows_of_subject]
         return BoundToken(
-            position=occurrence.positions,
-            values=values[occurrence.rows_of_subject],
+            position=position,
+            values=-values if occurrence.is_negated else values,
             value_norm=binding.subject.encoder.config.value_norm,
             strength=binding.strength,
             token_weight=binding.token_weight,
             region=None if region is None else region[rows],
-            presence=occurrence.subject.presence,
+            presence=subject.presence,
             share=self._on_grid(occurrence, occurrence.share, grid),
         )
 
-    def _on_grid(self, owner: object, where: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+    def _on_grid(self, owner: object, where: Tensor | None, grid: Grid | None) -> Tensor | None:
         """A map `[rows, 1, height, width]` on the grid of a site, `[rows, 1, pixels, 1]`.
 
-        Resized once per grid and call.
+        Resized once per grid and call. None where there is no map, or no grid for it.
 
         Args:
             owner: whose only map it is.
         """
-        if where is None:
+        if where is None or grid is None:
             return None
         if (owner, grid) not in self._resized:
             resized = functional.interpolate(where, size=grid, mode="area")
@@ -259,14 +379,10 @@ def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
     return chosen
 
 
-def warn_once_logger() -> Callable[[str], None]:
-    """Logs the first text only: what is wrong at one layer is wrong at each, in other numbers."""
-    warned = False
-
-    def warn(text: str) -> None:
-        nonlocal warned
-        if not warned:
-            warned = True
-            logging.warning(text)
-
-    return warn
+def _halved(size: Grid) -> list[Grid]:
+    """The grids of a UNet's layers, finest first: every downsampler halves and rounds up."""
+    grids = [size]
+    while max(grids[-1]) > 1:
+        height, width = grids[-1]
+        grids.append((-(-height // 2), -(-width // 2)))
+    return grids

@@ -1,43 +1,242 @@
-"""What stands in the UNet's table of patches during a call, also where the UNet is compiled."""
+"""What stands in the UNet's options during one call, and how it is taken out again.
+
+Where no subject acts nothing stands. Where one does, there are three ways to its site:
+
+* another pack's replace-patch is there: ours stands around it, and its result is the base;
+* the layer is ComfyUI's own: a replace-patch computes the base exactly as the layer would;
+* the layer has been given a forward of its own: that one runs, undisturbed, and what the subjects
+  add goes through the layer's output projection, which is linear, and is added behind it.
+
+A compiled UNet remembers which sites were patched when it was traced. There a patch stands on every
+site at all times, and computes the host's own where nobody acts.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
 from ...nested_core.sites import AttentionSite
-from .site_call import CALL_KEY, Patch
+from .site_call import Patch, SiteCall
+
+# Where the options say which call it is, for whoever looks on.
+CALL_KEY = "nested_attention"
+
+# For compiled UNets, whose trace may hold no call; and so that a call within one is noticed.
+current_call: ContextVar[SiteCall | None] = ContextVar("nested_attention_call", default=None)
 
 
-def site_patches(sites: Iterable[AttentionSite]) -> dict[tuple[Any, ...], Patch]:
-    """The entries of these sites; all have the same function, which finds the call's plan."""
-    patch = _site_patch(_is_compiler_loaded())
-    return {(*site,): patch for site in sites}
+class _Standing:
+    """Anything of ours in the options, told from what is other packs'."""
+
+    call: SiteCall
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    # The same function everywhere, which asks where it is: TorchCompileModel lets layers of the same
-    # shape share one trace, and with it the function that was found when the first was traced.
-    block, number = options["block"]
-    site = AttentionSite(block, number, options["block_index"])
-    return options[CALL_KEY].attend(site, query, key, value, options)
+class SitePatch(_Standing):
+    """A replace-patch of one site in one call."""
+
+    def __init__(self, call: SiteCall, site: AttentionSite, within: Patch | None) -> None:
+        self.call, self.site, self.within = call, site, within
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor:
+        return self.call.attend(self.site, query, key, value, options)
+
+
+class LayerInput(_Standing):
+    """Behind all patches of a layer's inputs: remembers what the layer is about to be given."""
+
+    def __init__(self, call: SiteCall) -> None:
+        self.call = call
+
+    def __call__(self, hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
+        return _remember(self.call, hidden, context, value, options)
+
+
+class LayerOutput(_Standing):
+    """Before all patches of a layer's output: adds what the subjects do to it."""
+
+    def __init__(self, call: SiteCall) -> None:
+        self.call = call
+
+    def __call__(self, output: Tensor, options: Any) -> Tensor:
+        return _add(self.call, output, options)
+
+
+def _remember(call: SiteCall, hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
+    site = site_of(options)
+    if site is not None and site in call.beside and not call.is_over:
+        call.given = (site, hidden, context, context if value is None else value)
+    return hidden, context, value
+
+
+def _add(call: SiteCall, output: Tensor, options: Any) -> Tensor:
+    given, call.given = call.given, None
+    if given is None or given[0] != site_of(options):
+        return output
+    site, hidden, context, value = given
+    layer = call.layers[site]
+    context, value = (_of_rows(each, len(hidden)) for each in (context, value))
+    deltas = call.deltas(site, layer.to_q(hidden), layer.to_k(context), layer.to_v(value), options)
+    if not deltas:
+        return output
+    output = output.clone()
+    for rows, delta in deltas:
+        delta = delta.to(output.dtype)
+        # The projection's bias is in the layer's output already.
+        output[rows] += layer.to_out(delta) - layer.to_out(torch.zeros_like(delta[:, :1]))
+    return output
+
+
+def _of_rows(context: Tensor, num_rows: int) -> Tensor:
+    """The rows of a text that belong to the pixels: a layer of its own may be given more behind them."""
+    return context[:num_rows] if len(context) > num_rows else context
+
+
+def site_of(options: Mapping[str, Any]) -> AttentionSite | None:
+    """Where a patch is called, as the options tell it."""
+    block = options.get("block")
+    if block is None:
+        return None
+    return AttentionSite(block[0], block[1], options.get("block_index", 0))
+
+
+def put_up(options: Mapping[str, Any], call: SiteCall) -> dict[str, Any]:
+    """A copy of the options in which the subjects of this call act."""
+    replace = options.get("patches_replace", {})
+    table = dict(call.foreign)
+    for site in call.layers:
+        if call.acts_at(site) and site not in call.beside:
+            within = call.foreign.get((*site,), call.foreign.get((site.block, site.number)))
+            table[(*site,)] = SitePatch(call, site, within)
+    result = {**options, "patches_replace": {**replace, "attn2": table}, CALL_KEY: call}
+    if any(call.acts_at(site) for site in call.beside):
+        result["patches"] = _with_layers(options, LayerInput(call), LayerOutput(call))
+    return result
+
+
+def put_up_compiled(options: Mapping[str, Any], call: SiteCall) -> dict[str, Any]:
+    """A copy of the options with a patch on every site, which finds the call when it runs."""
+    replace = options.get("patches_replace", {})
+    traced = _traced()
+    own = {(*site,): traced.attend for site in call.layers if site not in call.beside}
+    result = {**options, "patches_replace": {**replace, "attn2": {**call.foreign, **own}}}
+    if call.beside:
+        result["patches"] = _with_layers(options, traced.remember, traced.add)
+    return result
+
+
+def _with_layers(options: Mapping[str, Any], given: Any, done: Any) -> dict[str, Any]:
+    patches = options.get("patches", {})
+    return {
+        **patches,
+        "attn2_patch": [*patches.get("attn2_patch", ()), given],
+        "attn2_output_patch": [done, *patches.get("attn2_output_patch", ())],
+    }
+
+
+def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without anything of ours: some remember those of an earlier or a wider call."""
+    options = {key: each for key, each in options.items() if key != CALL_KEY}
+    table = options.get("patches_replace", {}).get("attn2", {})
+    if any(isinstance(each, SitePatch) for each in table.values()):
+        kept = {key: _without_ours(each) for key, each in table.items()}
+        # What stands on a whole block was within the patches of its sites, and still stands there.
+        kept = {
+            key: each
+            for key, each in kept.items()
+            if each is not None and (len(key) < 3 or each is not kept.get(key[:2]))
+        }
+        options = {**options, "patches_replace": {**options["patches_replace"], "attn2": kept}}
+    patches = options.get("patches", {})
+    if any(isinstance(each, _Standing) for listed in patches.values() for each in listed):
+        kept = {
+            name: [each for each in listed if not isinstance(each, _Standing)]
+            for name, listed in patches.items()
+        }
+        options = {**options, "patches": {name: listed for name, listed in kept.items() if listed}}
+    return options
+
+
+def _without_ours(patch: Patch) -> Patch | None:
+    return patch.within if isinstance(patch, SitePatch) else patch
+
+
+def sites_beside(
+    layers: Mapping[AttentionSite, Any], foreign: Mapping[Any, Patch]
+) -> frozenset[AttentionSite]:
+    """The sites whose layers run a forward of their own.
+
+    A replace-patch of another pack bypasses the layer's forward, as it does without us.
+    """
+    return frozenset(
+        site
+        for site, layer in layers.items()
+        if (*site,) not in foreign
+        and (site.block, site.number) not in foreign
+        and not is_hosts_own(layer)
+    )
+
+
+def is_open(layer: Any) -> bool:
+    """Whether a layer has the projections that a subject needs."""
+    return all(hasattr(layer, name) for name in ("to_q", "to_k", "to_v", "to_out"))
+
+
+class _Traced(NamedTuple):
+    attend: Patch
+    remember: Any
+    add: Any
 
 
 @cache
-def _site_patch(compiling: bool) -> Patch:
-    # A traced plan would be repeated in calls that have another one. The decorator imports the
-    # compiler, which takes seconds, so it waits until something else has.
-    return cast("Patch", torch.compiler.disable(_attend)) if compiling else _attend
+def _traced() -> _Traced:
+    # A traced plan would be repeated in calls that have another one. The same functions everywhere,
+    # which ask where they are: TorchCompileModel lets layers of the same shape share one trace, and
+    # with it the function that was found when the first was traced.
+    disable = torch.compiler.disable
+    return _Traced(cast("Patch", disable(_attend_now)), disable(_remember_now), disable(_add_now))
 
 
-def _is_compiler_loaded() -> bool:
-    return "torch._dynamo" in sys.modules
+def _attend_now(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    return _now().attend(site_of(options), query, key, value, options)
+
+
+def _remember_now(hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
+    return _remember(_now(), hidden, context, value, options)
+
+
+def _add_now(output: Tensor, options: Any) -> Tensor:
+    return _add(_now(), output, options)
+
+
+def _now() -> SiteCall:
+    call = current_call.get()
+    assert call is not None
+    return call
+
+
+def is_hosts_own(layer: Any) -> bool:
+    """Whether an attention layer still runs ComfyUI's own forward, and that alone."""
+    host = comfy.ldm.modules.attention
+    forward = getattr(layer.forward, "__func__", None)
+    return (
+        type(layer) is host.CrossAttention
+        and forward is host.CrossAttention.forward
+        # Also where the class itself was given another one: names can be copied, code stays.
+        and _file_of(forward) == _file_of(host.CrossAttention.__init__)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
+
+
+def _file_of(function: Any) -> str | None:
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 @contextmanager
@@ -48,7 +247,7 @@ def traced_apart() -> Iterator[None]:
     This harmless setting of PyTorch is one that every trace does check.
     """
     before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(before != _is_compiler_loaded())
+    torch.set_autocast_cache_enabled(not before)
     try:
         yield
     finally:

@@ -28,8 +28,9 @@ TOLERANCE = 1e-4  # float32 against float64 over a few sampler steps
 HALF = 2e-3  # maps are kept in float16
 
 
-def show(record, **inputs):
-    return pack.run("ShowMaps", record=record, samples={"samples": torch.zeros(1)}, **inputs)
+def show(record, samples=None, **inputs):
+    samples = torch.zeros(1, 4, 2, 2) if samples is None else samples
+    return pack.run("ShowMaps", record=record, samples={"samples": samples}, **inputs)
 
 
 def sampled(scene, model, clip, prompt=PROMPT, **options):
@@ -141,7 +142,7 @@ class TestWhoLooksOn:
 
     @staticmethod
     def recorder(sites=frozenset(), preview=False, **plan):
-        record = MapRecord(RecordPlan.from_text(**plan))
+        record = recording.SampledRecord(RecordPlan.from_text(**plan))
         return recording.Recorder(record, sites, preview)
 
     @pytest.mark.parametrize(
@@ -162,13 +163,18 @@ class TestWhoLooksOn:
     def test_a_call_is_of_the_step_in_which_its_noise_is(self, noise_level, step):
         for wanted in range(3):
             sampling = Sampling((8.0, 4.0, 2.0, 1.0), False, [self.recorder(steps=str(wanted))])
-            assert (sampling.watch(noise_level, ()) is not None) == (wanted == step)
+            assert sampling.watch(noise_level, ()).wants_maps == (wanted == step)
 
     def test_with_separation_every_call_is_looked_at(self):
         sampling = Sampling((8.0, 4.0, 2.0, 1.0), True, [self.recorder(steps="1")])
-        assert all(sampling.watch(level, ()) is not None for level in (8, 4, 2))
-        assert Sampling((8.0, 4.0), True, ()).watch(None, ()) is not None
-        assert Sampling((8.0, 4.0), False, ()).watch(None, ()) is None
+        assert all(sampling.watch(level, ()).wants_maps for level in (8, 4, 2))
+        assert Sampling((8.0, 4.0), True, ()).watch(None, ()).wants_maps
+        assert not Sampling((8.0, 4.0), False, ()).watch(None, ()).wants_maps
+
+    def test_rows_of_unknown_places_are_not_looked_at(self):
+        sampling = Sampling((8.0, 4.0), True, [self.recorder()])
+        assert sampling.watch(8.0, ()).wants_maps
+        assert not sampling.watch(8.0, None).wants_maps
 
     def test_values_are_made_where_a_record_wants_them(self, sd15):
         first, second, third = (frozenset([site]) for site in sd15.sites[:3])
@@ -177,7 +183,8 @@ class TestWhoLooksOn:
             self.recorder(second, steps="0-2"),
             self.recorder(third, values=False),
         ]
-        found = [recording.any_values(recorders, step, 5) for step in range(5)]
+        recordings = [each.start(5) for each in recorders]
+        found = [recording.any_values(recordings, step, 5) for step in range(5)]
         assert found == [frozenset(), frozenset(), second, frozenset(), first]
 
 
@@ -238,23 +245,23 @@ class TestShowMaps:
     @pytest.mark.parametrize("sheet", list(pack.module("nested_core.maps").SHEETS))
     def test_draws_every_sheet(self, sd15, sheet):
         model, clip, record = known_maps.applied(sd15, record={})
-        sampled(sd15, model, clip, batch=2)
+        latents = sampled(sd15, model, clip, batch=2)
         below = torch.rand(2, 128, 96, 3, generator=torch.Generator().manual_seed(1))
         drawn = [
-            show(record, show=sheet, picture=1),
-            show(record, show=sheet, picture=0, image=below),
+            show(record, latents, show=sheet, picture=1),
+            show(record, latents, show=sheet, picture=0, image=below),
         ]
         for image in drawn:
             assert image.ndim == 4
             assert image.shape[::3] == (1, 3)
             assert image.dtype == torch.float32
             assert 0.0 <= float(image.min()) < float(image.max()) <= 1.0
-        again = show(record, show=sheet, picture=1)
+        again = show(record, latents, show=sheet, picture=1)
         assert np.array_equal(again, drawn[0])
 
     def test_the_chosen_picture_lies_under_the_maps_whatever_its_channels(self, sd15):
         model, clip, record = known_maps.applied(sd15, record={"values": False})
-        sampled(sd15, model, clip, steps=1, batch=3)
+        latents = sampled(sd15, model, clip, steps=1, batch=3)
         images = torch.rand(3, 16, 12, 4, generator=torch.Generator().manual_seed(1))
         third = images[2, ..., :3]
         grey = images[..., :1]
@@ -265,7 +272,7 @@ class TestShowMaps:
             (grey, grey[2].expand(-1, -1, 3)),
         ):
             expected = draw_sheet(record, "overview", 2, below.numpy())
-            assert np.array_equal(show(record, picture=2, image=image)[0], expected)
+            assert np.array_equal(show(record, latents, picture=2, image=image)[0], expected)
 
     def test_nothing_sampled(self, sd15):
         _, record = pack.run("RecordMaps", model=sd15.model)
@@ -274,12 +281,12 @@ class TestShowMaps:
 
     def test_nothing_bound(self, sd15):
         model, clip, record = known_maps.applied(sd15, record={"steps": "1"})
-        sampled(sd15, model, clip, PLAIN)
+        latents = sampled(sd15, model, clip, PLAIN)
         with pytest.raises(
             MapError,
             match=r"^Record Maps: a sampling of 3 steps \(0 to 2\) left no maps; .*'1'\. Check",
         ):
-            show(record)
+            show(record, latents)
 
     def test_without_apply_nothing_is_recorded(self, sd15):
         model, record = pack.run("RecordMaps", model=sd15.model)
@@ -296,9 +303,52 @@ class TestShowMaps:
     )
     def test_what_was_not_recorded(self, sd15, inputs, message):
         model, clip, record = known_maps.applied(sd15, record={"values": False})
-        sampled(sd15, model, clip)
+        latents = sampled(sd15, model, clip)
         with pytest.raises(MapError, match=re.escape(message)):
-            show(record, **inputs)
+            show(record, latents, **inputs)
+
+
+class TestWhoseRecordItIs:
+    """A record belongs to one sampling, and Show Maps draws it over no other picture."""
+
+    def test_a_picture_of_the_model_before_is_refused(self, sd15):
+        bound, clip, _ = known_maps.applied(sd15)
+        model, record = pack.run("RecordMaps", model=bound)
+        recorded = sampled(sd15, model, clip)
+        other = sampled(sd15, bound, clip, prompt="<anna>")
+        show(record, recorded)
+        with pytest.raises(MapError, match="give the sampler the MODEL of Record Maps"):
+            show(record, other)
+
+    def test_each_of_two_samplers_has_its_own(self, sd15):
+        model, clip, record = known_maps.applied(sd15, record={})
+        first = sampled(sd15, model, clip, prompt="<anna>")
+        second = sampled(sd15, model, clip, prompt="<rex>")
+        assert record.of({"samples": first}).tokens == ["<anna>"]
+        assert record.of({"samples": second}).tokens == ["<rex>"]
+
+    def test_a_sampling_that_fails_leaves_the_one_before(self, sd15):
+        model, clip, record = known_maps.applied(sd15, record={})
+        first = sampled(sd15, model, clip, prompt="<anna>")
+        failing = model.clone()
+        failing.set_model_sampler_post_cfg_function(lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sampled(sd15, failing, clip, prompt="<rex>")
+        assert record.of({"samples": first}).tokens == ["<anna>"]
+
+    def test_a_part_of_the_batch_and_another_precision_are_the_same_pictures(self, sd15):
+        model, clip, record = known_maps.applied(sd15, record={})
+        latents = sampled(sd15, model, clip, batch=3)
+        for part in (latents[1:2], latents[[2, 0]], latents.half(), latents.double()):
+            show(record, part)
+        with pytest.raises(MapError, match="belong to another picture"):
+            show(record, latents + 1e-3)
+
+    def test_what_the_last_step_took_for_finished_is_the_same_picture(self, sd15):
+        model, clip, record = known_maps.applied(sd15, record={})
+        seen = []
+        sampled(sd15, model, clip, last_step=2, callback=lambda *each: seen.append(each[1]))
+        show(record, model.model.process_latent_out(seen[-1]))
 
 
 def _smooth_step(x):

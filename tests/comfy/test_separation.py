@@ -59,14 +59,14 @@ class TestOff:
         monkeypatch.setattr(
             pack.module("nodes.bridge.site_call").SiteCall,
             "attend",
-            lambda self, *args: watches.append(self.watch) or attend(self, *args),
+            lambda self, *args: watches.append(self.watch.wants_maps) or attend(self, *args),
         )
         separated(scene, two(scene), 0.0)
         assert len(watches) >= len(scene.sites) * scene.steps
-        assert set(watches) == {None}
+        assert set(watches) == {False}
         watches.clear()
         separated(scene, two(scene), 0.1)
-        assert None not in watches
+        assert set(watches) == {True}
 
 
 def _steps(scene, **settings):
@@ -231,11 +231,11 @@ def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
     maps, device = sampling.SubjectMaps(), torch.device("cpu")
     first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):
-        maps._learn(sampling._key(place, 7), shown)
+        maps._learn((place, 7), shown)
     found = maps.evidence(place, [7], device)
     torch.testing.assert_close(found, (0.9 * first + 0.1 * second)[None])
     assert maps.evidence(place, [7, 8], device) is None
-    for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}):
+    for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"left": 2}):
         assert maps.evidence(place._replace(**other), [7], device) is None
 
 

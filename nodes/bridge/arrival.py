@@ -1,0 +1,184 @@
+"""What was sent to the UNet, and what of it arrives there: whose rows, and which part of the pictures.
+
+Other packs stand between the two. They run rows one by one, cut pictures into tiles, or put tiles
+into one batch. What the host says of a row travels with it; where that was lost, rows are found
+again by their content, which is certain or is not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .conditioning import cropped
+from .windows import Frame, Place
+
+# Noise repeats nowhere, so a few places are enough to try; an even picture is found nowhere.
+_MAX_PLACES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class SentPrompt:
+    """A conditioning of this call.
+
+    Attributes:
+        context: `[1 or pictures, text_tokens, width]`.
+        slots: of its text tokens, as `read_slots` reads them.
+    """
+
+    number: int
+    context: Tensor
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What ComfyUI is about to run through the UNet, in as many batches as it likes.
+
+    Attributes:
+        latent: `[pictures, channels, height, width]`.
+        masks: of every masked binding, `[pictures, 1, height, width]` in image coordinates.
+    """
+
+    latent: Tensor
+    frame: Frame
+    prompts: tuple[SentPrompt, ...]
+    masks: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """What is known of the rows of one call of the UNet.
+
+    Attributes:
+        slots: per row, as `read_slots` reads them.
+        places: per row; None where nobody knows which picture or which part of it the row shows.
+        masks: of every masked binding, `[rows, 1, height, width]`, cropped to each row's place; None
+            where places are unknown.
+    """
+
+    slots: tuple[tuple[int, ...], ...]
+    places: tuple[Place, ...] | None
+    masks: tuple[Tensor, ...] | None
+
+
+def as_told(
+    latent: Tensor, slots: Tensor | None, masks: Sequence[Tensor], places: Tensor | None
+) -> Arrival | None:
+    """By what travelled with the rows; None where it is not theirs.
+
+    Args:
+        slots: `[rows, text_tokens, 1]`.
+        places: `[rows, 8]`.
+    """
+    if slots is None or places is None:
+        return None
+    if any(len(each) != len(latent) for each in (slots, places, *masks)):
+        return None
+    told = tuple(Place(*row) for row in places.tolist())
+    size = tuple(latent.shape[-2:])
+    if any((place.height, place.width) != size for place in told):
+        return None
+    return Arrival(_rows(slots), told, tuple(masks))
+
+
+def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | None:
+    """By finding each row's text and pixels again in what was sent; None where the text is a new one.
+
+    This looks at the device. It is only asked where what travelled does not fit.
+    """
+    if context is None or len(context) != len(latent):
+        return None
+    slots: list[tuple[int, ...]] = []
+    places: list[Place | None] = []
+    texts = [_rows_that_read(prompt.context, context) for prompt in sent.prompts]
+    pixels = _where_cut(sent.latent, latent)
+    for row in range(len(latent)):
+        reading = [
+            prompt for prompt, rows in zip(sent.prompts, texts, strict=True) if bool(rows[row])
+        ]
+        if len({prompt.slots for prompt in reading}) != 1:
+            return None
+        repeats = context.shape[1] // len(reading[0].slots)
+        slots.append(reading[0].slots * repeats)
+        places.append(
+            _place(sent.frame, reading, pixels[row], (latent.shape[-2], latent.shape[-1]))
+        )
+    known = tuple(place for place in places if place is not None)
+    if len(known) < len(places):
+        return Arrival(tuple(slots), None, None)
+    return Arrival(tuple(slots), known, tuple(_cut(mask, known) for mask in sent.masks))
+
+
+def without_places(slots: Tensor | None, num_rows: int) -> Arrival | None:
+    """Only whose the rows are."""
+    if slots is None or len(slots) != num_rows:
+        return None
+    return Arrival(_rows(slots), None, None)
+
+
+def _rows(slots: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in slots[..., 0].cpu().tolist())
+
+
+def _rows_that_read(sent: Tensor, context: Tensor) -> Tensor:
+    """Which rows of a context are this text, perhaps several times over; bool `[rows]` on the CPU."""
+    length = sent.shape[1]
+    if context.shape[1] % length or context.shape[2] != sent.shape[2]:
+        return torch.zeros(len(context), dtype=torch.bool)
+    repeats = context.shape[1] // length
+    matches = torch.zeros(len(context), dtype=torch.bool)
+    for each in sent.to(context):
+        same = context == each.repeat(repeats, 1)
+        matches |= same.flatten(1).all(dim=1).cpu()
+    return matches
+
+
+_Cut = tuple[int, int, int]  # row of what was sent, top, left
+
+
+def _where_cut(sent: Tensor, tiles: Tensor) -> list[list[_Cut]]:
+    """Where in what was sent each tile was cut out; several places where they look alike."""
+    height, width = tiles.shape[-2:]
+    found: list[list[_Cut]] = [[] for _ in tiles]
+    if tiles.ndim != 4 or tiles.shape[1] != sent.shape[1]:
+        return found
+    if height > sent.shape[-2] or width > sent.shape[-1]:
+        return found
+    tiles = tiles.to(sent)
+    corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
+    hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
+    if len(hits) > _MAX_PLACES * len(tiles):
+        return found
+    for tile, row, top, left in hits:
+        cut = sent[row, :, top : top + height, left : left + width]
+        if torch.equal(cut, tiles[tile]):
+            found[tile].append((row, top, left))
+    return found
+
+
+def _place(
+    frame: Frame, reading: Sequence[SentPrompt], cuts: Sequence[_Cut], size: tuple[int, int]
+) -> Place | None:
+    """The one place that a row can be; None where there are several and it matters."""
+    (height, width), number = size, reading[0].number
+    if not any(reading[0].slots):
+        return frame.place(number, 0, (height, width, 0, 0))
+    if len(cuts) != 1 or not frame.is_connected:
+        return None
+    row, top, left = cuts[0]
+    return frame.place(number, row, (height, width, top, left))
+
+
+def _cut(masks: Tensor, places: Sequence[Place]) -> Tensor:
+    """The part of a picture's mask that each row sees."""
+    return torch.cat([_cut_one(masks, place) for place in places])
+
+
+def _cut_one(masks: Tensor, place: Place) -> Tensor:
+    mask = masks[place.picture % len(masks)][None]
+    whole = (place.picture_height, place.picture_width)
+    return cropped(mask, whole, (place.height, place.width, place.top, place.left))

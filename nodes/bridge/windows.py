@@ -1,0 +1,143 @@
+"""Which pictures, and which part of them, one call of the UNet is about.
+
+ComfyUI's context windows, and those of AnimateDiff-Evolved, run the UNet on some pictures of a batch
+or on some rows of their latents, and say which in the options. Without them the call is about all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_PICTURES, _HEIGHT, _WIDTH = 0, 2, 3  # dimensions of a latent
+
+
+class Place(NamedTuple):
+    """Where a row of the batch lies, in latent cells.
+
+    Attributes:
+        picture: of the batch.
+        conditioning: a number of its prompt's own, the same at every step.
+        top, left, height, width: its area; without one, the whole picture.
+    """
+
+    picture: int
+    conditioning: int
+    top: int
+    left: int
+    height: int
+    width: int
+    picture_height: int
+    picture_width: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a batch of pictures that a latent shows.
+
+    Attributes:
+        height, width: of the latent.
+        pictures: which picture each row shows; None: one after the other.
+        rows, columns: which rows or columns of the whole pictures the latent has; None: all.
+        picture_height, picture_width: of the whole pictures, in latent cells.
+    """
+
+    height: int
+    width: int
+    picture_height: int
+    picture_width: int
+    pictures: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_call(cls, latent: Tensor, model_options: Mapping[str, Any]) -> Frame:
+        """The frame of a latent `[rows, channels, height, width]`, by what the host says of windows."""
+        height, width = latent.shape[-2:]
+        whole = cls(height, width, height, width)
+        options = model_options.get("transformer_options", {})
+        found = _core_window(options, model_options) or _animatediff_window(options)
+        if found is None:
+            return whole
+        dim, indices, total = found
+        # A window that has nothing to do with this latent, as one left behind by an earlier call.
+        if dim >= latent.ndim or latent.shape[dim] != len(indices):
+            return whole
+        if dim == _PICTURES:
+            return cls(height, width, height, width, pictures=indices)
+        if dim == _HEIGHT and latent.ndim == 4:
+            return cls(height, width, total, width, rows=indices)
+        if dim == _WIDTH and latent.ndim == 4:
+            return cls(height, width, height, total, columns=indices)
+        return whole
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the latent is one piece of the pictures; a window that wraps around is not."""
+        runs = (each for each in (self.rows, self.columns) if each is not None)
+        return all(each == tuple(range(each[0], each[0] + len(each))) for each in runs)
+
+    def picture(self, row: int) -> int:
+        """The picture that a row shows."""
+        return row if self.pictures is None else self.pictures[row % len(self.pictures)]
+
+    def place(self, conditioning: int, row: int, box: Sequence[int]) -> Place:
+        """Where a box (height, width, top, left) of a row lies in its whole picture."""
+        height, width, top, left = box
+        return Place(
+            self.picture(row),
+            conditioning,
+            top + (self.rows[0] if self.rows else 0),
+            left + (self.columns[0] if self.columns else 0),
+            height,
+            width,
+            self.picture_height,
+            self.picture_width,
+        )
+
+    def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:
+        """Masks `[pictures, 1, height, width]` of whole pictures as each row sees them."""
+        masks = masks[[self.picture(row) % len(masks) for row in range(num_rows)]]
+        for dim, indices in ((_HEIGHT, self.rows), (_WIDTH, self.columns)):
+            if indices is not None:
+                size = (self.picture_height, self.picture_width)
+                masks = functional.interpolate(masks, size=size, mode="area")
+                masks = masks.index_select(dim, torch.tensor(indices, device=masks.device))
+        return masks
+
+
+_Window = tuple[int, tuple[int, ...], int]  # dimension, indices along it, size of the whole
+
+
+def _core_window(options: Mapping[str, Any], model_options: Mapping[str, Any]) -> _Window | None:
+    """Of ComfyUI's context windows (comfy/context_windows.py, IndexListContextWindow)."""
+    window = options.get("context_window")
+    indices = getattr(window, "index_list", None)
+    if not indices:
+        return None
+    indices = [int(each) for each in indices]
+    anchor = getattr(window, "causal_anchor_index", None)
+    if anchor is not None and anchor >= 0:
+        indices.insert(0, int(anchor))
+    # Pictures that stay in every window, at their own place.
+    handler = model_options.get("context_handler")
+    for each in getattr(handler, "latent_retain_index_list", ()) or ():
+        if 0 <= int(each) < len(indices):
+            indices[int(each)] = int(each)
+    total = int(getattr(window, "total_frames", 0) or 0)
+    return int(getattr(window, "dim", 0)), tuple(indices), max(total, max(indices) + 1)
+
+
+def _animatediff_window(options: Mapping[str, Any]) -> _Window | None:
+    """Of AnimateDiff-Evolved, which exposes the pictures of its window (sampling.py, `sub_idxs`)."""
+    exposed = options.get("ad_params")
+    indices = exposed.get("sub_idxs") if isinstance(exposed, Mapping) else None
+    if not indices:
+        return None
+    indices = tuple(int(each) for each in indices)
+    return _PICTURES, indices, max(indices) + 1
