@@ -16,9 +16,11 @@ from dataclasses import dataclass
 # it is another pack's syntax (`<lora:name:1>`).
 _BRACKETED = re.compile(r"<[^<>\s:]{1,64}>")
 _WORD = re.compile(r"\S+")
+_WEIGHT = re.compile(r":[0-9.]+\)*$")  # the end of `(word:1.2)`
 
-# Two words of this likeness (difflib's ratio) differ by a slip: one letter of five.
-_ALIKE = 0.75
+# Two words of this likeness (difflib's ratio) differ by a slip: one letter of five. Words without
+# brackets are mostly not meant as tokens, so they must come nearer.
+_ALIKE, _ALIKE_WORDS = 0.75, 0.87
 
 # The page replaces `{a|b}` by one of the two, and drops what `//` or `/*` begins.
 _EATEN_BY_THE_PAGE = ("{", "}", "//", "/*")
@@ -52,12 +54,16 @@ def unknown_words(text: str, tokens: Collection[str]) -> list[str]:
     return list(dict.fromkeys(_BRACKETED.findall(text)))
 
 
-def most_similar(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that was probably meant: the same but for case, brackets or a slip of one letter."""
+def most_similar(word: str, candidates: Iterable[str], least: float = _ALIKE) -> str | None:
+    """The candidate that was probably meant: the same but for case, brackets or a slip of one letter.
+
+    Args:
+        least: likeness that it must have, in [0, 1].
+    """
     found, best = None, 0.0
     for each in dict.fromkeys(candidates):
         likeness = _likeness(word, each)
-        if likeness >= _ALIKE and likeness > best:
+        if likeness >= least and likeness > best:
             found, best = each, likeness
     return found
 
@@ -74,20 +80,22 @@ def _likeness(one: str, other: str) -> float:
 def _bare(word: str) -> str:
     """Without case, brackets, punctuation around it, and ways of writing one letter."""
     folded = unicodedata.normalize("NFKC", word).casefold()
+    folded = _WEIGHT.sub("", folded)
     return folded.strip(_BRACKETS + ".,;:!?/\\|-")
 
 
 def similar_in(texts: Iterable[str], token: str) -> str | None:
     """What a prompt says in place of a token that it does not contain, if anything comes near."""
-    words: list[str] = []
+    words, bracketed = list[str](), list[str]()
     num_words = max(len(token.split()), 1)
     for text in texts:
-        words += _BRACKETED.findall(text)
+        bracketed += _BRACKETED.findall(text)
         single = [each.strip(",.;:!?") for each in _WORD.findall(text)]
         # A slip may put a space into a token (`< anna >`) or be in one that has spaces.
         for length in {num_words, num_words + 1, num_words + 2, 1}:
             words += [" ".join(single[n : n + length]) for n in range(len(single) - length + 1)]
-    return most_similar(token, [word for word in words if word != token])
+    bracketed, words = ([word for word in of if word != token] for of in (bracketed, words))
+    return most_similar(token, bracketed) or most_similar(token, words, _ALIKE_WORDS)
 
 
 def why_not_written(token: str, similar: str | None) -> str:

@@ -9,6 +9,7 @@ from .bind import BindSubject
 from .bridge.paths import register_folders
 from .loaders import LoadEncoder, LoadSubject
 from .maps import RecordMaps, ShowMaps
+from .regions import CropMasks
 from .subject import EncodeSubject, SaveSubject, SubjectPerPicture
 
 register_folders()
@@ -26,6 +27,7 @@ class NestedAttentionExtension(ComfyExtension):
             BindSubject,
             ApplyNestedAttention,
             SubjectPerPicture,
+            CropMasks,
             RecordMaps,
             ShowMaps,
         ]

@@ -72,7 +72,7 @@ def as_told(
 
     Args:
         slots: `[rows, text_tokens, 1]`.
-        places: `[rows, 8]`.
+        places: `[rows, 9]`.
     """
     if slots is None or places is None:
         return None
@@ -170,7 +170,8 @@ def _place(
     if len(cuts) != 1 or not frame.is_connected:
         return None
     row, top, left = cuts[0]
-    return frame.place(number, row, (height, width, top, left))
+    is_tile = size != (frame.height, frame.width)
+    return frame.place(number, row, (height, width, top, left), is_tile=is_tile)
 
 
 def _cut(masks: Tensor, places: Sequence[Place]) -> Tensor:

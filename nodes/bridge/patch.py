@@ -15,6 +15,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...nested_core.binding import Binding, merge_bindings
+from ...nested_core.errors import HostError
+from ...nested_core.region import cropped_to
 from ...nested_core.sites import AttentionSite
 from .conditioning import bound_ids
 from .family import check_encoder_fits, site_dims
@@ -61,6 +63,24 @@ def bind_model(
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
+
+
+def crop_masks(
+    model: ModelPatcher, region: Tensor, padding: int = 0, node: str | None = None
+) -> ModelPatcher:
+    """A clone of a bound model for a sampler that draws a part of the picture; see `cropped_to`.
+
+    Raises:
+        HostError: nothing is bound in this model.
+        BindingError: the region is empty.
+    """
+    bound = bound_model_of(model)
+    if bound is None:
+        raise HostError(
+            "Crop Subject Masks: this MODEL has no subjects, so there are no masks to crop. Connect "
+            "the MODEL of Apply Nested Attention."
+        )
+    return bind_model(model, cropped_to(bound.bindings, region, padding), 0.0, node)
 
 
 def bound_model_of(model: ModelPatcher) -> BoundModel | None:

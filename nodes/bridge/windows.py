@@ -24,6 +24,7 @@ class Place(NamedTuple):
         picture: of the batch.
         conditioning: a number of its prompt's own, the same at every step.
         top, left, height, width: its area; without one, the whole picture.
+        is_part: 1 where another part of what its prompt is about lies elsewhere: a tile or a window.
     """
 
     picture: int
@@ -34,6 +35,7 @@ class Place(NamedTuple):
     width: int
     picture_height: int
     picture_width: int
+    is_part: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Frame:
         """The picture that a row shows."""
         return row if self.pictures is None else self.pictures[row % len(self.pictures)]
 
-    def place(self, conditioning: int, row: int, box: Sequence[int]) -> Place:
+    def place(
+        self, conditioning: int, row: int, box: Sequence[int], *, is_tile: bool = False
+    ) -> Place:
         """Where a box (height, width, top, left) of a row lies in its whole picture."""
         height, width, top, left = box
         return Place(
@@ -98,6 +102,7 @@ class Frame:
             width,
             self.picture_height,
             self.picture_width,
+            int(is_tile or self.rows is not None or self.columns is not None),
         )
 
     def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:

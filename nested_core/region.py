@@ -1,0 +1,64 @@
+"""Masks of bindings where a sampler draws only a part of the picture.
+
+A detailer or a tiled upscaler cuts out a part, samples it as if it was a picture, and puts it back.
+The sampler cannot know that, so a mask of the whole picture would be stretched over the part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from .binding import Binding
+from .errors import BindingError
+from .shapes import Float
+
+
+def cropped_to(
+    bindings: Sequence[Binding],
+    region: Float[Tensor, "*pictures height width"],
+    padding: int = 0,
+) -> tuple[Binding, ...]:
+    """The bindings with their masks cut to the box around a region; those without one as they are.
+
+    Masks and region may have different sizes: both show the whole picture.
+
+    Args:
+        region: above 0.5 what is drawn, in the whole picture. Of several pictures, the box around
+            all of them.
+        padding: by how much the box grows on each side, in pixels of the region.
+
+    Raises:
+        BindingError: the region is empty.
+    """
+    inside = region.detach().float().cpu() > 0.5
+    inside = inside.reshape(-1, *inside.shape[-2:]).any(dim=0)
+    if not bool(inside.any()):
+        raise BindingError(
+            "Crop Subject Masks: the region is empty, so there is nothing that a sampler could draw. "
+            "Connect the mask of the part that it draws, such as the one that the crop was made with."
+        )
+    sides = [_side(inside.any(dim=dim), padding) for dim in (1, 0)]
+    return tuple(_cropped(binding, sides) for binding in bindings)
+
+
+def _side(inside: Tensor, padding: int) -> tuple[float, float]:
+    """First and last edge along one dimension, as parts of the whole."""
+    found, size = inside.nonzero(), len(inside)
+    first, last = int(found[0]) - padding, int(found[-1]) + 1 + padding
+    return max(first, 0) / size, min(last, size) / size
+
+
+def _cropped(binding: Binding, sides: Sequence[tuple[float, float]]) -> Binding:
+    mask = binding.mask
+    if mask is None:
+        return binding
+    for dim, (first, last) in enumerate(sides, start=1):
+        size = mask.shape[dim]
+        start = min(math.floor(first * size + 1e-6), size - 1)
+        stop = max(math.ceil(last * size - 1e-6), start + 1)
+        mask = mask.narrow(dim, start, stop - start)
+    return replace(binding, mask=mask)
