@@ -12,8 +12,10 @@ import aiohttp
 
 Prompt = dict[str, dict[str, Any]]
 Progress = Callable[[str, int, int], None]
+Said = Callable[[str, str], None]
 
 _HISTORY_TRIES = 200
+_TEXT_EVENT = 3  # ComfyUI's number for a text that a node shows
 
 
 class PromptError(RuntimeError):
@@ -44,13 +46,20 @@ class ComfyClient:
             response.raise_for_status()
             return await response.json()
 
-    async def run(self, prompt: Prompt, progress: Progress | None = None) -> dict[str, Any]:
+    async def run(
+        self, prompt: Prompt, progress: Progress | None = None, said: Said | None = None
+    ) -> dict[str, Any]:
         """Runs the prompt; the outputs of its output nodes by node id.
 
-        `progress` is called with the node id, step and number of steps.
+        `progress` is called with the node id, step and number of steps; `said` with the node id and
+        the text that the node shows.
         """
         prompt_id = await self._queue(prompt)
         async for message in self._socket:
+            if message.type is aiohttp.WSMsgType.BINARY and said is not None:
+                node, text = _text_on_node(message.data)
+                if node:
+                    said(node, text)
             if message.type is not aiohttp.WSMsgType.TEXT:
                 continue  # preview pictures
             event = json.loads(message.data)
@@ -89,3 +98,11 @@ class ComfyClient:
             if response.status != 200:
                 raise PromptError(json.dumps(answer, indent=1))
             return answer["prompt_id"]
+
+
+def _text_on_node(message: bytes) -> tuple[str, str]:
+    """Node id and text of such a message; both empty where it is a picture."""
+    if int.from_bytes(message[:4], "big") != _TEXT_EVENT:
+        return "", ""
+    length = int.from_bytes(message[4:8], "big")
+    return message[8 : 8 + length].decode(), message[8 + length :].decode()

@@ -16,7 +16,7 @@ from ...nested_core.binding import Binding
 from ...nested_core.diagnosis import PromptText
 from .conditioning import Conditioning, SlotMap, bound_ids, slot_map_of
 
-# Ids of bindings in the prompts that were tokenised since the last sampling ...
+# Ids of bindings in the prompts that were tokenised since the last sampling, and not yet encoded ...
 _written: set[int] = set()
 # ... and the maps of those that were encoded, until they arrive at a sampler. Held weakly: an
 # edited prompt's old conditioning is forgotten with ComfyUI's own cache entry.
@@ -32,6 +32,7 @@ def note_written(binding_ids: Iterable[int]) -> None:
 
 def note_encoded(slots: SlotMap) -> None:
     """A text encoder handed out this map of a prompt."""
+    _written.difference_update(slots.ids)
     _on_the_way.add(slots)
 
 

@@ -49,3 +49,9 @@ class Server:
 
     def run(self, prompt: dict[str, Any]) -> Any:
         return self._ask(lambda client: client.run(prompt))
+
+    def texts_of(self, prompt: dict[str, Any]) -> dict[str, str]:
+        """Runs the prompt; what each node shows at its end."""
+        shown: dict[str, str] = {}
+        self._ask(lambda client: client.run(prompt, said=shown.__setitem__))
+        return shown

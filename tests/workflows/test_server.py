@@ -63,6 +63,9 @@ PUBLIC = {
     "NestedAttention_SubjectPerPicture": (
         {"subjects": "COMFY_AUTOGROW_V3"}, {}, ["NESTED_ATTENTION_SUBJECT"],
     ),
+    "NestedAttention_CropMasks": (
+        {"model": "MODEL", "region": "MASK"}, {"padding": "INT"}, ["MODEL"],
+    ),
     "NestedAttention_RecordMaps": (
         {"model": "MODEL"},
         {"steps": "STRING", "sites": "STRING", "values": "BOOLEAN", "preview": "BOOLEAN"},
@@ -308,3 +311,45 @@ def test_a_missing_binding_is_refused_before_anything_runs(server):
         del prompt["apply"]["inputs"][key]
     with pytest.raises(client_module.PromptError, match="binding_0"):
         server.run(prompt)
+
+
+class TestWhatNodesShow:
+    """Nothing that a user bound stays without effect in silence: its node says what became of it."""
+
+    @staticmethod
+    def prompt(seed: int, **texts: str):
+        prompt = two_subjects()
+        prompt["sampler"]["inputs"].update(seed=seed, steps=2)
+        prompt["latent"]["inputs"].update(width=64, height=64)
+        for node, text in texts.items():
+            prompt[node]["inputs"]["text"] = text
+        return prompt
+
+    @pytest.mark.smoke
+    def test_who_acted_and_who_is_in_no_prompt(self, server):
+        for seed in (11, 12):  # anew at every sampling, also where all nodes before it are cached
+            shown = server.texts_of(self.prompt(seed))
+            assert re.fullmatch(
+                r"<anna> acted: 1 picture, steps 1-2 of 2, [0-9.]+% of attention",
+                shown["anna binding"],
+            )
+            assert shown["rex binding"].startswith("<rex> does not act: no prompt")
+
+    def test_a_slip_is_shown_where_it_was_made_and_where_it_matters(self, server):
+        shown = server.texts_of(self.prompt(13, positive="a photo of <Anna>"))
+        assert "one says <Anna>" in shown["anna binding"]
+        assert "Did you mean <anna>?" in shown["positive"]
+
+    def test_a_model_without_the_subjects_is_named_on_the_sampler(self, server):
+        prompt = self.prompt(14)
+        prompt["sampler"]["inputs"]["model"] = ["checkpoint", 0]
+        for seed in (14, 15):
+            prompt["sampler"]["inputs"]["seed"] = seed
+            shown = server.texts_of(prompt)
+            assert "<anna>, but is sampled with a MODEL that does not know" in shown["sampler"]
+
+    def test_a_prompt_of_the_checkpoints_own_clip_is_named(self, server):
+        prompt = self.prompt(16)
+        prompt["positive"]["inputs"]["clip"] = ["checkpoint", 1]
+        shown = server.texts_of(prompt)
+        assert "1 of 2 prompts of this sampling were not encoded" in shown["anna binding"]
