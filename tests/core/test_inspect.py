@@ -173,7 +173,7 @@ def test_a_missing_file_exits_with_2(tmp_path: Path, inspect: Any):
 
 
 def test_a_failing_disk_exits_with_2(tmp_path: Path, inspect: Any, monkeypatch: pytest.MonkeyPatch):
-    def fail(path: str) -> Any:
+    def fail(path: str, choices: Any) -> Any:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("nested_core.__main__.describe", fail)
