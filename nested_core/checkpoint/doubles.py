@@ -44,9 +44,17 @@ def different_doubles(
 ) -> list[str]:
     """A sentence for each native name whose tensors are not equal."""
     return [
-        f"Two tensors for {native}: {names[native]} and {key}; they differ by up to "
-        f"{difference:.3g}, expected one, or equal ones"
+        f"Two tensors for {native}: {names[native]} and {key}; {_told(difference)}, expected one, or "
+        "equal ones"
         for native, keys in doubles.items()
         for key in keys
         if (difference := comparison.difference(names[native], key)) > 0
     ]
+
+
+def _told(difference: float) -> str:
+    return (
+        "of different shapes"
+        if difference == math.inf
+        else f"they differ by up to {difference:.3g}"
+    )

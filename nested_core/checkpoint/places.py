@@ -57,7 +57,7 @@ class _Way:
 
 def projection_of(key: str, spec: TensorSpec) -> str | None:
     """`to_k` or `to_v` where a key is a projection to keys or values, else None."""
-    if len(spec.shape) != 2:
+    if len(spec.shape) != 2 or "lora" in re.split("[._]", plain(key).lower()):
         return None
     for part in reversed(plain(key).lower().split(".")):
         words = set(re.split("[_-]", part))
