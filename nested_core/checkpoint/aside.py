@@ -149,17 +149,20 @@ _OPTIMISER = "optimiser"
 _OPTIMISER_WORDS = {"optim", "optims", "optimizer", "optimizers", "optimiser", "optimisers"}
 _OPTIMISER_STATE = re.compile(
     r"(?:max_)?exp_avgs?(?:_sqs?)?|exp_inf|momentum_buffer|square_avg|acc_delta|param_groups"
-    r"|lr_schedulers?(?:_states?)?|(?:grad_)?scaler|\w*(?:rng|random)_states?(?:_[0-9]+)?"
+    r"|(?:lr_)?schedulers?(?:_states?)?|data_?loaders?|samplers?(?:_states?)?|(?:grad_)?scaler|\w*(?:rng|random)_states?(?:_[0-9]+)?"
 )
 _COUNTER = re.compile(
     r"(?:global_|optimization_|optimizer_)?steps?|epochs?|last_epoch|iterations?|num_updates"
-    r"|n_averaged|decay|lr|initial_lr|learning_rate|weight_decay|eps|betas|loss"
+    r"|n_averaged|decay|lr|initial_lr|base_lrs?|_last_lr|learning_rate|weight_decay|eps|betas|loss"
 )
 _NOISE_SCHEDULE = re.compile(
     r".*alphas?_cumprod.*|posterior_\w+|alphas|betas|(?:log_)?sigmas|timesteps|logvar"
 )
-_AVERAGE_WORDS = {"ema", "swa", "averaged", "shadow"}
-_TOKEN_WORDS = {"token", "tokens", "text", "word", "words", "placeholder", "learned", "special"}
+_MAX_COUNTER_ELEMENTS = 16
+_AVERAGE_WORDS = {"ema", "emamodel", "swa", "average", "averaged", "avg", "polyak", "shadow"}
+_TOKEN_WORDS = set(
+    "token tokens text word words placeholder learned special input vocab concept prompt".split()
+)
 _EMBEDDING_WORDS = {"embedding", "embeddings", "embed", "embeds", "emb"}
 
 
@@ -198,15 +201,16 @@ def averaged_copies(keys: Iterable[str], is_whole: Callable[[list[str]], bool]) 
 
 
 def token_embeddings(keys: Iterable[str]) -> list[Group]:
-    """Tables of token embeddings, by a word for token and one for embedding in a part of the key."""
+    """Tables of token embeddings, by a word for token and one for embedding in the key."""
     return _groups(
-        ("text encoder, token embedding", "", key)
-        for key in keys
-        if any(
-            set(part.lower().split("_")) & _TOKEN_WORDS
-            and set(part.lower().split("_")) & _EMBEDDING_WORDS
-            for part in plain(key).split(".")
-        )
+        ("text encoder, token embedding", "", key) for key in keys if _is_token_embedding(key)
+    )
+
+
+def _is_token_embedding(key: str) -> bool:
+    parts = [set(part.split("_")) for part in plain(key).lower().split(".") if part != "weight"]
+    return any(part & _TOKEN_WORDS and part & _EMBEDDING_WORDS for part in parts) or (
+        bool(parts and parts[-1] & _EMBEDDING_WORDS) and any(part & _TOKEN_WORDS for part in parts)
     )
 
 
@@ -223,9 +227,10 @@ def _leftover(key: str, spec: TensorSpec) -> str | None:
     if _words(key) & _OPTIMISER_WORDS or any(_OPTIMISER_STATE.fullmatch(part) for part in parts):
         return _OPTIMISER
     leaf = next((part for part in reversed(parts) if not part.isdecimal()), "")
-    if spec.num_elements <= 1 and _COUNTER.fullmatch(leaf):
+    is_row = len(spec.shape) <= 1
+    if is_row and spec.num_elements <= _MAX_COUNTER_ELEMENTS and _COUNTER.fullmatch(leaf):
         return _OPTIMISER
-    if len(spec.shape) <= 1 and _NOISE_SCHEDULE.fullmatch(leaf):
+    if is_row and _NOISE_SCHEDULE.fullmatch(leaf):
         return "noise schedule"
     return None
 

@@ -16,7 +16,7 @@ from .detection import kind_of, wrong_kind
 from .hashing import encoder_hash
 from .native import load_native, read_config
 from .official import assumptions, known_layout, load_official, read_source
-from .roles import Reading
+from .roles import Reading, read_roles
 from .safetensors_file import Header, read_header
 from .shards import Source, open_source
 from .subject_file import read_record
@@ -42,6 +42,8 @@ def describe(path: str | os.PathLike[str], choices: Choices | None = None) -> It
         yield from _subject(read_header(path))
     else:
         yield from _tensors(source)
+        # By the header alone: what is no encoder is not worth comparing.
+        yield from _reading(source, read_roles(source.tensors, lambda one, other: False))
         raise wrong_kind(source, "an encoder or a subject")
 
 

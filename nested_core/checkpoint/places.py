@@ -28,7 +28,7 @@ from .safetensors_file import TensorSpec
 
 _KEY_WORDS = {"k", "key", "keys", "wk"}
 _VALUE_WORDS = {"v", "value", "values", "wv"}
-_MAX_LISTS = 3
+_MAX_LISTS = 2  # over all attention layers, and over the cross-attentions alone
 
 IsSame = Callable[[str, str], bool]
 Specs = Mapping[str, TensorSpec]

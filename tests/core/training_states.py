@@ -106,7 +106,13 @@ def autoencoder(root: str = "vae.") -> Tensors:
 
 
 def optimiser(trained: Iterable[str]) -> Tensors:
-    tensors: Tensors = {"global_step": noise(), "optimizer.param_groups.0.lr": noise()}
+    tensors: Tensors = {
+        "global_step": noise(),
+        "optimizer.param_groups.0.lr": noise(),
+        "lr": noise(2),
+        "lr_scheduler.last_epoch": noise(),
+        "random_states_0": torch.zeros(3, dtype=torch.uint8),
+    }
     for number, name in enumerate(trained):
         tensors[f"optimizer.state.{number}.exp_avg"] = noise(2, 2)
         tensors[f"{name}.exp_avg_sq"] = noise(2, 2)
@@ -118,7 +124,12 @@ OTHERS: dict[str, Callable[[], Tensors]] = {
     "image encoder": image_encoder,
     "text encoder": text_encoder,
     "token embedding": lambda: {"token_embedding.weight": noise(9, 4)},
-    "resized embeddings": lambda: {"text_encoder_2.resized_token_embeddings": noise(10, 4)},
+    "resized embeddings": lambda: {
+        "text_encoder_2.resized_token_embeddings": noise(10, 4),
+        "learned_embeds.<person>": noise(4),
+        "text_encoder_2.embeddings.weight": noise(10, 4),
+    },
+    "noise schedule": lambda: {"alphas_cumprod": noise(7), "model.posterior_variance": noise(7)},
     "autoencoder": autoencoder,
     "optimiser": lambda: optimiser(
         ["image_proj_model.latents", "adapter_modules.1.to_k_ip.weight"]
