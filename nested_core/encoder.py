@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .config import EncoderConfig
-from .resampler import Linear, Resampler
+from .resampler import Linear, Resampler, ResamplerExtras
 from .shapes import Float
 from .sites import AttentionSite, in_network_order
 
@@ -34,16 +34,21 @@ class Encoder(nn.Module):
         config: everything that is not a tensor.
         site_dims: inner width (heads * head_dim) of each cross-attention layer of the base model.
         name: how messages call it, usually the file name.
+        extras: sizes of the resampler's optional parts; None: it has none.
     """
 
     def __init__(
-        self, config: EncoderConfig, site_dims: Mapping[AttentionSite, int], name: str = "encoder"
+        self,
+        config: EncoderConfig,
+        site_dims: Mapping[AttentionSite, int],
+        name: str = "encoder",
+        extras: ResamplerExtras | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.name = name
         self.site_dims = {site: site_dims[site] for site in in_network_order(site_dims)}
-        self.resampler = Resampler(config.resampler)
+        self.resampler = Resampler(config.resampler, extras)
         self.sites = nn.ModuleDict()
         for site, inner_dim in self.site_dims.items():
             self._add_site(site, SiteProjections(config.resampler.output_dim, inner_dim))
@@ -61,7 +66,11 @@ class Encoder(nn.Module):
     def encode(
         self, patch_features: Float[Tensor, "references patches embedding_dim"]
     ) -> Float[Tensor, "references queries output_dim"]:
-        """Subject tokens z of each photograph, computed in float32."""
+        """Subject tokens z of each photograph, computed in float32.
+
+        Raises:
+            SubjectError: more patch features than the encoder has positions for.
+        """
         return self.resampler(patch_features.float())
 
     def projections(self, site: AttentionSite) -> SiteProjections:

@@ -2,10 +2,15 @@
 
 Learned queries read the patch features through a few attention layers, so that a photograph of any
 subject becomes the same number of tokens. Parameter names are those of the encoder file.
+
+Two parts are optional, as in IP-Adapter's newer resampler (github.com/tencent-ailab/IP-Adapter,
+`ip_adapter/resampler.py` at 62e4af9, options `apply_pos_emb` and `num_latents_mean_pooled`): a
+position embedding of the patch features, and further queries made of the photograph's mean.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,6 +19,7 @@ from torch.nn import functional
 
 from .attention import merge_heads, split_heads
 from .config import ResamplerConfig
+from .errors import SubjectError
 from .shapes import Float
 
 
@@ -76,15 +82,45 @@ def _feed_forward(config: ResamplerConfig) -> nn.Sequential:
     )
 
 
-class Resampler(nn.Module):
-    """Patch features of one photograph to `num_queries` subject tokens of width `output_dim`."""
+@dataclass(frozen=True)
+class ResamplerExtras:
+    """Sizes of the optional parts, which an encoder file tells by its tensors; 0: not there.
 
-    def __init__(self, config: ResamplerConfig) -> None:
+    Attributes:
+        max_patches: rows of the position embedding, the most patch features it has places for.
+        num_pooled_queries: queries made of the mean of the projected patch features.
+    """
+
+    max_patches: int = 0
+    num_pooled_queries: int = 0
+
+
+class Resampler(nn.Module):
+    """Patch features of one photograph to subject tokens of width `output_dim`.
+
+    There is one token for each query: the pooled ones first, then the `num_queries` learned ones.
+    """
+
+    def __init__(self, config: ResamplerConfig, extras: ResamplerExtras | None = None) -> None:
         super().__init__()
+        self.extras = extras or ResamplerExtras()
         self.latents = nn.Parameter(
             torch.randn(1, config.num_queries, config.dim) * config.dim**-0.5
         )
+        self.pos_emb = (
+            nn.Embedding(self.extras.max_patches, config.embedding_dim)
+            if self.extras.max_patches
+            else None
+        )
         self.proj_in = Linear(config.embedding_dim, config.dim)
+        self.to_latents_from_mean_pooled_seq = (
+            nn.Sequential(
+                LayerNorm(config.dim),
+                Linear(config.dim, config.dim * self.extras.num_pooled_queries),
+            )
+            if self.extras.num_pooled_queries
+            else None
+        )
         self.layers = nn.ModuleList(
             nn.ModuleList([PerceiverAttention(config), _feed_forward(config)])
             for _ in range(config.depth)
@@ -95,10 +131,35 @@ class Resampler(nn.Module):
     def forward(
         self, patch_features: Float[Tensor, "batch patches embedding_dim"]
     ) -> Float[Tensor, "batch queries output_dim"]:
-        latents: Tensor = self.latents.to(patch_features).expand(len(patch_features), -1, -1)
-        image = self.proj_in(patch_features)
+        """The subject tokens of each photograph.
+
+        Raises:
+            SubjectError: more patch features than the position embedding has places for.
+        """
+        image: Tensor = self.proj_in(self._with_positions(patch_features))
+        latents = self._queries(image)
         for layer in self.layers:
             attention, feed_forward = cast("nn.ModuleList", layer)
             latents = attention(image, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))
+
+    def _with_positions(self, patch_features: Tensor) -> Tensor:
+        if self.pos_emb is None:
+            return patch_features
+        num_patches = patch_features.shape[1]
+        if num_patches > self.extras.max_patches:
+            raise SubjectError(
+                f"Encode Subject: the image encoder gives {num_patches} patch features, but "
+                f"this encoder has positions (pos_emb) for {self.extras.max_patches}. Use the image "
+                "encoder, at the image size, that it was trained with."
+            )
+        return patch_features + self.pos_emb.weight[:num_patches].to(patch_features)
+
+    def _queries(self, image: Float[Tensor, "batch patches dim"]) -> Tensor:
+        latents: Tensor = self.latents.to(image).expand(len(image), -1, -1)
+        if self.to_latents_from_mean_pooled_seq is None:
+            return latents
+        pooled: Tensor = self.to_latents_from_mean_pooled_seq(image.mean(dim=1))
+        pooled = pooled.reshape(len(image), self.extras.num_pooled_queries, -1)
+        return torch.cat([pooled, latents], dim=1)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
+from ..nested_core.attention import ValueNormMode
 from ..nested_core.checkpoint import load_encoder, load_subject
+from ..nested_core.config import HiddenState
 from ..nested_core.encoder import Encoder
 from .bridge.paths import ENCODERS, SUBJECTS, file_fingerprint, file_names, file_path
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
+
+FROM_FILE = "from file"
 
 
 class LoadEncoder(io.ComfyNode):
@@ -26,18 +32,81 @@ class LoadEncoder(io.ComfyNode):
                     options=file_names(ENCODERS),
                     tooltip="Decides which kind of subject can be encoded and which checkpoints fit. "
                     "Files are looked for in models/nested_attention.",
-                )
+                ),
+                io.Combo.Input(
+                    "hidden_state",
+                    options=[FROM_FILE, *get_args(HiddenState)],
+                    default=FROM_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The layer of the image encoder that the encoder was trained on. The other "
+                    "one gives somebody who looks only roughly alike.",
+                ),
+                io.Combo.Input(
+                    "value_norm_mode",
+                    options=[FROM_FILE, *get_args(ValueNormMode)],
+                    default=FROM_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the subject's strength is measured in each layer. Anything but what "
+                    "the encoder was trained with gives flat or burnt pictures.",
+                ),
+                io.Float.Input(
+                    "value_norm_scale",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How strong the subject is made, compared with the word it stands for. "
+                    "0: from the file.",
+                ),
+                io.String.Input(
+                    "noun",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The word that the encoder was trained with, which its subjects bring "
+                    "along. Empty: from the file.",
+                ),
+                io.Int.Input(
+                    "dim_head",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Width of the attention heads inside the encoder. A wrong one gives "
+                    "somebody else. 0: from the file; where it does not say, 64.",
+                ),
             ],
             outputs=[EncoderSocket.Output(display_name="encoder")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str) -> str:
+    def fingerprint_inputs(cls, encoder_name: str, **_: object) -> str:
         return file_fingerprint(ENCODERS, encoder_name)
 
     @classmethod
-    def execute(cls, encoder_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_encoder(file_path(ENCODERS, encoder_name)))
+    def execute(
+        cls,
+        encoder_name: str,
+        hidden_state: str = FROM_FILE,
+        value_norm_mode: str = FROM_FILE,
+        value_norm_scale: float = 0.0,
+        noun: str = "",
+        dim_head: int = 0,
+    ) -> io.NodeOutput:
+        settings = {
+            "image_encoder.hidden_state": (hidden_state, FROM_FILE),
+            "value_norm.mode": (value_norm_mode, FROM_FILE),
+            "value_norm.scale": (float(value_norm_scale), 0.0),
+            "noun": (noun.strip(), ""),
+            "resampler.dim_head": (dim_head, 0),
+        }
+        chosen = {name: value for name, (value, unset) in settings.items() if value != unset}
+        return io.NodeOutput(load_encoder(file_path(ENCODERS, encoder_name), chosen))
 
 
 class LoadSubject(io.ComfyNode):

@@ -6,23 +6,29 @@ import os
 
 from ..encoder import Encoder
 from ..subject import Subject
+from .choices import SETTINGS, Choices, parse_choices
 from .description import describe
 from .detection import FileKind, kind_of, wrong_kind
 from .hashing import encoder_hash
 from .native import load_native, save_native
 from .official import load_official
 from .safetensors_file import read_header
+from .shards import open_source, source_files
 from .subject_file import load_subject_tokens, save_subject
 
 __all__ = [
+    "SETTINGS",
+    "Choices",
     "FileKind",
     "describe",
     "detect",
     "encoder_hash",
     "load_encoder",
     "load_subject",
+    "parse_choices",
     "save_encoder",
     "save_subject",
+    "source_files",
 ]
 
 Path = str | os.PathLike[str]
@@ -34,22 +40,28 @@ def detect(path: Path) -> FileKind:
     Raises:
         CheckpointError: no safetensors file, or a damaged one.
     """
-    return kind_of(read_header(path))
+    return kind_of(open_source(path))
 
 
-def load_encoder(path: Path) -> Encoder:
+def load_encoder(path: Path, choices: Choices | None = None) -> Encoder:
     """The encoder of a native or an official file, on the CPU, in the file's precision.
 
+    Args:
+        path: a file, one of several shards, or their index. Only the encoder's tensors are read.
+        choices: values of `SETTINGS` that replace what the file says, or what is assumed where it
+            cannot tell; they are part of the encoder's hash.
+
     Raises:
-        CheckpointError: another kind of file, or damaged, incomplete, of another version.
+        CheckpointError: another kind of file, or damaged, incomplete, of another version; or a
+            choice that does not fit.
     """
-    header = read_header(path)
-    kind = kind_of(header)
+    source = open_source(path)
+    kind = kind_of(source)
     if kind == "native-encoder":
-        return load_native(header)
+        return load_native(source, choices or {})
     if kind == "official-encoder":
-        return load_official(header)
-    raise wrong_kind(header, "an encoder file")
+        return load_official(source, choices or {})
+    raise wrong_kind(source, "an encoder file")
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:

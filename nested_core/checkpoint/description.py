@@ -10,49 +10,63 @@ from dataclasses import asdict
 from ..config import EncoderConfig
 from ..encoder import Encoder
 from ..sites import describe_sites
+from .aside import Group
+from .choices import Choices, choose
 from .detection import kind_of, wrong_kind
 from .hashing import encoder_hash
 from .native import load_native, read_config
-from .official import ASSUMPTIONS, known_layout, load_official
+from .official import assumptions, known_layout, load_official, read_source
 from .roles import Reading, read_roles
 from .safetensors_file import Header, read_header
+from .shards import Source, open_source
 from .subject_file import read_record
 from .weights import read_weights
 
 
-def describe(path: str | os.PathLike[str]) -> Iterator[str]:
+def describe(path: str | os.PathLike[str], choices: Choices | None = None) -> Iterator[str]:
     """Lines about a file, as far as it can be read.
+
+    Args:
+        choices: as of `load_encoder`.
 
     Raises:
         CheckpointError: after the last line that could be told, what is wrong with the file.
     """
-    header = read_header(path)
-    kind = kind_of(header)
+    source = open_source(path)
+    kind = kind_of(source)
     if kind == "native-encoder":
-        yield from _native(header)
+        yield from _native(source, choices or {})
     elif kind == "official-encoder":
-        yield from _official(header)
+        yield from _official(source, choices or {})
     elif kind == "subject":
-        yield from _subject(header)
+        yield from _subject(read_header(path))
     else:
-        yield from _tensors(header)
-        raise wrong_kind(header, "an encoder or a subject")
+        yield from _tensors(source)
+        # By the header alone: what is no encoder is not worth comparing.
+        yield from _reading(source, read_roles(source.tensors, lambda one, other: False))
+        raise wrong_kind(source, "an encoder or a subject")
 
 
-def _native(header: Header) -> Iterator[str]:
+def _native(source: Source, choices: Choices) -> Iterator[str]:
     yield _row("format", "encoder, native format")
-    yield from _tensors(header)
-    yield from _config(read_config(header))
-    yield from _loaded(load_native(header))
+    yield from _tensors(source)
+    yield from _config(choose(read_config(source), choices, source.where))
+    yield from _chosen(choices)
+    yield from _loaded(load_native(source, choices))
 
 
-def _official(header: Header) -> Iterator[str]:
+def _official(source: Source, choices: Choices) -> Iterator[str]:
     yield _row("format", "encoder without this project's metadata: keys read by rule")
-    yield from _tensors(header)
-    yield from _reading(read_roles(header.tensors))
-    encoder = load_official(header)
+    yield from _tensors(source)
+    reading = read_source(source)
+    yield from _reading(source, reading)
+    encoder = load_official(source, choices)
     yield from _config(encoder.config)
-    yield from (_row("assumed", assumption) for assumption in ASSUMPTIONS)
+    yield _row(
+        "from shapes", "base, hidden_size, all sizes of the resampler but dim_head and heads"
+    )
+    yield from (_row("assumed", assumption) for assumption in assumptions(choices))
+    yield from _chosen(choices)
     yield from _loaded(encoder)
 
 
@@ -68,7 +82,9 @@ def _subject(header: Header) -> Iterator[str]:
     read_weights(header, header.tensors)
 
 
-def _tensors(header: Header) -> Iterator[str]:
+def _tensors(header: Header | Source) -> Iterator[str]:
+    if isinstance(header, Source) and len(header.headers) > 1:
+        yield _row("files", ", ".join(part.where for part in header.headers))
     dtypes = Counter(spec.dtype for spec in header.tensors.values())
     yield _row("tensors", ", ".join(f"{n} {dtype}" for dtype, n in dtypes.items()) or "none")
     parameters = sum(spec.num_elements for spec in header.tensors.values())
@@ -94,11 +110,33 @@ def _loaded(encoder: Encoder) -> Iterator[str]:
     yield _row("hash", f"sha256 {encoder_hash(encoder)}")
 
 
-def _reading(reading: Reading) -> Iterator[str]:
+def _chosen(choices: Choices) -> Iterator[str]:
+    return (_row("chosen", f"{name} {value}") for name, value in choices.items())
+
+
+def _reading(source: Source, reading: Reading) -> Iterator[str]:
+    yield from (_row("set aside", _group(source, group)) for group in reading.aside)
     yield from (_row("key", f"{key} -> {native}") for native, key in reading.names.items())
+    yield from (
+        _row("key", f"{key} -> {native}, as {reading.names[native]}")
+        for native, keys in reading.doubles.items()
+        for key in keys
+    )
     yield from (_row("key", f"{key} -> not explained") for key in reading.unexplained)
+    yield from (
+        _row("key", f"{key} -> set aside: {group.label}")
+        for group in reading.aside
+        for key in group.keys
+    )
     yield from (_row("problem", problem) for problem in reading.problems)
     yield from (_row("note", note) for note in reading.notes)
+
+
+def _group(source: Source, group: Group) -> str:
+    specs = [source.tensors[key] for key in group.keys]
+    size = sum(spec.stop - spec.start for spec in specs)
+    under = f" under {group.prefix}" if group.prefix else ""
+    return f"{group.label}{under}: {len(specs)} tensors, {size:,} bytes"
 
 
 def _pairs(values: Mapping[str, object]) -> str:

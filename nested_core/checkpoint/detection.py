@@ -8,13 +8,14 @@ from ..errors import CheckpointError
 from .native import ENCODER_FORMAT
 from .roles import looks_like_encoder
 from .safetensors_file import Header
+from .shards import Source
 from .subject_file import SUBJECT_FORMAT
 from .weights import listing
 
 FileKind = Literal["native-encoder", "official-encoder", "subject", "unknown"]
 
 
-def kind_of(header: Header) -> FileKind:
+def kind_of(header: Header | Source) -> FileKind:
     """The kind of a file: by our metadata where it has any, else by what its keys look like."""
     declared = header.metadata.get("format", "")
     if declared == ENCODER_FORMAT:
@@ -24,7 +25,7 @@ def kind_of(header: Header) -> FileKind:
     return "official-encoder" if looks_like_encoder(header.tensors) else "unknown"
 
 
-def wrong_kind(header: Header, wanted: str) -> CheckpointError:
+def wrong_kind(header: Header | Source, wanted: str) -> CheckpointError:
     """The error of a file that was loaded as something else than it is."""
     found = {
         "native-encoder": "an encoder file; load it with Load Encoder",

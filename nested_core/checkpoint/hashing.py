@@ -11,12 +11,16 @@ from .safetensors_file import FileKey
 from .weights import dtype_name
 
 # Hashing a full encoder takes seconds, and loaders run often.
-_hash_of_file: dict[FileKey, str] = {}
+_LoadedKey = tuple[tuple[FileKey, ...], str]
+_hash_of_files: dict[_LoadedKey, str] = {}
 
 
-def remember_file(encoder: Encoder, key: FileKey) -> None:
-    """Notes which file an encoder was loaded from, so that equal files are hashed once."""
-    vars(encoder)["file_key"] = key
+def remember_files(encoder: Encoder, keys: tuple[FileKey, ...]) -> None:
+    """Notes the files that an encoder was loaded from, so that they are hashed once.
+
+    With another configuration the same files make another encoder.
+    """
+    vars(encoder)["loaded_key"] = (keys, encoder.config.to_json())
 
 
 def encoder_hash(encoder: Encoder) -> str:
@@ -28,12 +32,12 @@ def encoder_hash(encoder: Encoder) -> str:
     called. An encoder is a value: its hash is computed once, so hash it only when it is finished.
     """
     memory = vars(encoder)
-    key: FileKey | None = memory.get("file_key")
-    known: str | None = _hash_of_file.get(key) if key is not None else memory.get("content_hash")
+    key: _LoadedKey | None = memory.get("loaded_key")
+    known: str | None = _hash_of_files.get(key) if key is not None else memory.get("content_hash")
     if known is None:
         known = _computed_hash(encoder)
         if key is not None:
-            _hash_of_file[key] = known
+            _hash_of_files[key] = known
         else:
             memory["content_hash"] = known
     return known

@@ -1,7 +1,7 @@
 """Known base models: which cross-attention layers they have, and in which order others count them.
 
 A place in the UNet is given by name, as diffusers or ComfyUI call its blocks, or by a number.
-Numbers are understood only where exactly one known layout fits their count and the widths' pattern.
+Numbers are understood only where exactly one known way of counting fits them and the widths.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..sites import AttentionSite
+from ..sites import AttentionSite, in_network_order
 
 _GAP = r"[._-]"  # names flattened with dots, or with underscores as module dictionaries need it
 _DIFFUSERS = re.compile(
@@ -25,6 +25,15 @@ _COMFYUI = re.compile(
 _NATIVE = re.compile(
     rf"(?<![a-z])(input|middle|output){_GAP}([0-9]{{1,4}}){_GAP}([0-9]{{1,4}})(?![0-9])"
 )
+
+
+# What wrappers of torch put into the middle of a parameter's name.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def plain(key: str) -> str:
+    """The key without wrappers' words, its parts joined by dots."""
+    return ".".join(part for part in re.split("[./]", key) if part not in _WRAPPERS)
 
 
 class DiffusersPlace(NamedTuple):
@@ -51,7 +60,7 @@ class DiffusersPlace(NamedTuple):
 
 def named_place(key: str) -> AttentionSite | DiffusersPlace | None:
     """The place that a key names; None where it names none, two, or a self-attention."""
-    key = key.lower()
+    key = plain(key).lower()
     if "attn1" in re.split(_GAP, key):
         return None
     found: list[AttentionSite | DiffusersPlace] = [
@@ -94,7 +103,10 @@ def layers_per_block(places: Iterable[DiffusersPlace]) -> int | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """The cross-attention layers of one base model, each with its inner width."""
+    """The cross-attention layers of one base model, each with its inner width.
+
+    `label` is how messages call it.
+    """
 
     name: str
     label: str
@@ -155,26 +167,23 @@ class Numbering:
     label: str
     sites: Mapping[int, AttentionSite]
 
-    def fits(self, widths: Mapping[int, int]) -> bool:
-        """Whether these numbers, with these inner widths, are this numbering's."""
-        if widths.keys() != self.sites.keys():
-            return False
-        return self.layout.fits({self.sites[number]: width for number, width in widths.items()})
 
-
-def known_numberings() -> Iterator[Numbering]:
-    """Every known layout, counted in every way that is known.
+def known_numberings(layouts: Iterable[Layout] = LAYOUTS) -> Iterator[Numbering]:
+    """Every layout, counted in every way that is known.
 
     IP-Adapter numbers all attention layers in diffusers' order of registration, down, up, middle:
     self-attention is even, cross-attention odd. A list of the cross-attention layers alone counts
-    0, 1, 2, ...; such lists also follow the order of the run, down, middle, up.
+    them one by one; such lists also follow the order of the run, down, middle, up.
     """
     orders = {"down, up, middle": "input output middle", "down, middle, up": "input middle output"}
-    for layout in LAYOUTS:
+    for layout in layouts:
         for order, blocks in orders.items():
-            sites = sorted(layout.widths, key=lambda site: blocks.split().index(site.block))
-            for step, first, label in ((2, 1, "1, 3, 5, ..."), (1, 0, "0, 1, 2, ...")):
+            sites = sorted(
+                in_network_order(layout.widths), key=lambda site: blocks.split().index(site.block)
+            )
+            for first, step in ((1, 2), (0, 1), (1, 1), (0, 2)):
                 numbers = {first + step * place: site for place, site in enumerate(sites)}
+                counted = ", ".join(str(first + step * place) for place in range(3))
                 yield Numbering(
-                    layout, f"{layout.label} counted {label} in the order {order}", numbers
+                    layout, f"{layout.label} counted {counted}, ... in the order {order}", numbers
                 )

@@ -11,10 +11,13 @@ import torch
 from ..config import EncoderConfig, ResamplerConfig
 from ..encoder import Encoder
 from ..errors import CheckpointError, SiteError
+from ..resampler import ResamplerExtras
 from ..sites import AttentionSite
-from .hashing import remember_file
+from .choices import Choices, choose
+from .hashing import remember_files
 from .safetensors_file import Header, TensorSpec
-from .weights import listing, read_weights, write_weights
+from .shards import Source
+from .weights import listing, write_weights
 
 ENCODER_FORMAT = "nested-attention-encoder"
 FORMAT_VERSION = "1"
@@ -24,14 +27,14 @@ _SITE_NAME = re.compile(r"sites\.(.+)\.to_[kv]\.weight")
 _MAX_SIZE = 65536
 
 
-def load_native(header: Header) -> Encoder:
+def load_native(source: Source, choices: Choices) -> Encoder:
     """The encoder of a native file, in the file's precision.
 
     Raises:
         CheckpointError: version, configuration, tensors, shapes or values are not the format's.
     """
-    names = {name: name for name in header.tensors}
-    return assemble(header, read_config(header), names)
+    names = {name: name for name in source.tensors}
+    return assemble(source, choose(read_config(source), choices, source.where), names)
 
 
 def save_native(encoder: Encoder, path: str | os.PathLike[str]) -> None:
@@ -48,13 +51,13 @@ def save_native(encoder: Encoder, path: str | os.PathLike[str]) -> None:
     write_weights(path, encoder.state_dict(), metadata)
 
 
-def read_config(header: Header) -> EncoderConfig:
+def read_config(source: Source) -> EncoderConfig:
     """The configuration in a native file's metadata, after a look at the format's version."""
-    check_version(header)
-    return EncoderConfig.from_json(metadata_entry(header, "config"), header.where)
+    check_version(source)
+    return EncoderConfig.from_json(metadata_entry(source, "config"), source.where)
 
 
-def check_version(header: Header) -> None:
+def check_version(header: Header | Source) -> None:
     """Raises CheckpointError where the file's format version is not the one this code reads."""
     version = metadata_entry(header, "format_version")
     if version != FORMAT_VERSION:
@@ -64,7 +67,7 @@ def check_version(header: Header) -> None:
         )
 
 
-def metadata_entry(header: Header, key: str) -> str:
+def metadata_entry(header: Header | Source, key: str) -> str:
     """One entry of the metadata; CheckpointError where it is missing."""
     if key not in header.metadata:
         found = ", ".join(sorted(header.metadata)) or "nothing"
@@ -75,7 +78,7 @@ def metadata_entry(header: Header, key: str) -> str:
     return header.metadata[key]
 
 
-def assemble(header: Header, config: EncoderConfig, names: Mapping[str, str]) -> Encoder:
+def assemble(source: Source, config: EncoderConfig, names: Mapping[str, str]) -> Encoder:
     """An encoder from a file whose tensors are known by their native names.
 
     Args:
@@ -85,12 +88,12 @@ def assemble(header: Header, config: EncoderConfig, names: Mapping[str, str]) ->
         CheckpointError: the tensors are not exactly those of the configuration and the sites named,
             or their values are no weights.
     """
-    specs = {native: header.tensors[name] for native, name in names.items()}
-    encoder = _skeleton(header.where, config, specs)
-    _check_tensors(header.where, encoder, specs)
-    weights = read_weights(header, names.values())
+    specs = {native: source.tensors[name] for native, name in names.items()}
+    encoder = _skeleton(source.where, config, specs)
+    _check_tensors(source.where, encoder, specs)
+    weights = source.read(names.values())
     encoder.load_state_dict({native: weights[name] for native, name in names.items()}, assign=True)
-    remember_file(encoder, header.file_key)
+    remember_files(encoder, source.file_keys)
     return encoder
 
 
@@ -122,8 +125,19 @@ def _skeleton(where: str, config: EncoderConfig, specs: Mapping[str, TensorSpec]
             f"{where}: sites have widths from {min(dims.values())} to {max(dims.values())}, "
             f"expected 1 to {_MAX_SIZE}. The file is damaged: get it again."
         )
+    extras = _extras(specs, config.resampler.dim)
     with torch.device("meta"):
-        return Encoder(config, dims, name=where)
+        return Encoder(config, dims, name=where, extras=extras)
+
+
+def _extras(specs: Mapping[str, TensorSpec], dim: int) -> ResamplerExtras:
+    """The sizes of the resampler's optional parts; 0 where the file has none of their tensors."""
+    positions = specs.get("resampler.pos_emb.weight")
+    pooled = specs.get("resampler.to_latents_from_mean_pooled_seq.1.weight")
+    return ResamplerExtras(
+        max_patches=positions.shape[0] if positions and positions.shape else 0,
+        num_pooled_queries=pooled.shape[0] // dim if pooled and pooled.shape else 0,
+    )
 
 
 def _check_sizes(where: str, sizes: ResamplerConfig, num_tensors: int) -> None:

@@ -71,6 +71,7 @@ class Trainer:
         # The text tokens that the encoder starts from are measured in full precision.
         encoder = initial_encoder(config, host, data.some_captions(config.text_statistics))
         self.encoder_config, self.site_dims = encoder.config, encoder.site_dims
+        self.extras = encoder.resampler.extras
         self.objective = Objective(
             encoder.config, config.min_snr_gamma, config.noise_offset, config.region_weight
         )
@@ -276,7 +277,7 @@ class Trainer:
     def _finished(self, weights: dict[str, Tensor]) -> Encoder:
         """The encoder alone, in the file's precision; of the average where there is one."""
         with torch.device("meta"):
-            encoder = Encoder(self.encoder_config, self.site_dims, name=ENCODER_FILE)
+            encoder = Encoder(self.encoder_config, self.site_dims, ENCODER_FILE, self.extras)
         dtype = _FILE_DTYPES[self.config.save_precision]
         plain = {
             name.removeprefix("encoder."): each.detach().to("cpu", dtype)

@@ -23,11 +23,14 @@ def initial_encoder(config: TrainingConfig, host: Host, captions: Sequence[Capti
         TrainingError: `initial_encoder` names an encoder of other sizes or for other sites.
     """
     encoder_config = config.encoder_config(host.base, host.image_encoder, host.text_dim)
+    earlier = load_encoder(config.initial_encoder) if config.initial_encoder else None
+    # The optional parts of an earlier resampler are trained on.
+    extras = earlier.resampler.extras if earlier else None
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.default_generator.manual_seed(config.seed)
-        encoder = Encoder(encoder_config, host.site_dims, name="trained")
-    if config.initial_encoder:
-        _load_weights(encoder, config.initial_encoder)
+        encoder = Encoder(encoder_config, host.site_dims, name="trained", extras=extras)
+    if earlier:
+        _take_weights(encoder, earlier, config.initial_encoder)
         return encoder
     with torch.no_grad():
         for site in encoder.site_dims:
@@ -42,8 +45,7 @@ def initial_encoder(config: TrainingConfig, host: Host, captions: Sequence[Capti
     return encoder
 
 
-def _load_weights(encoder: Encoder, path: str) -> None:
-    earlier = load_encoder(path)
+def _take_weights(encoder: Encoder, earlier: Encoder, path: str) -> None:
     same_sizes = earlier.config.resampler == encoder.config.resampler
     if not same_sizes or earlier.site_dims != encoder.site_dims:
         raise TrainingError(

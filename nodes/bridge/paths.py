@@ -7,6 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...nested_core.checkpoint import source_files
+
 ENCODERS = "nested_attention"
 SUBJECTS = "nested_subjects"
 _SUFFIX = ".safetensors"
@@ -42,11 +44,18 @@ def file_path(kind: str, name: str) -> Path:
 
 
 def file_fingerprint(kind: str, name: str) -> str:
-    """Changes when the file is replaced, so that ComfyUI reads it again."""
+    """Changes when the file, or another shard of it, is replaced, so that ComfyUI reads it again."""
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         return "missing"
-    status = os.stat(path)
+    return "|".join(_state(part) for part in source_files(Path(path)))
+
+
+def _state(path: Path) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{path}|missing"
     return f"{path}|{status.st_size}|{status.st_mtime_ns}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pack
 import pytest
 import scenes
 import torch
+from safetensors.torch import save_file
 
 checkpoint = pack.module("nested_core.checkpoint")
 
@@ -32,6 +34,63 @@ def test_an_encoder_is_the_same_after_save_and_load(sdxl, encoder_file):
     assert loaded.config == sdxl.encoder.config
     assert loaded.name == encoder_file.name
     assert checkpoint.encoder_hash(loaded) == checkpoint.encoder_hash(sdxl.encoder)
+
+
+def test_what_the_file_cannot_tell_is_chosen_at_the_node(sdxl, encoder_file):
+    plain = pack.run("LoadEncoder", encoder_name=encoder_file.name)
+    defaults = {
+        "hidden_state": "from file",
+        "value_norm_mode": "from file",
+        "value_norm_scale": 0.0,
+        "noun": "",
+        "dim_head": 0,
+    }
+    same = pack.run("LoadEncoder", encoder_name=encoder_file.name, **defaults)
+    assert checkpoint.encoder_hash(same) == checkpoint.encoder_hash(plain)
+    resampler = plain.config.resampler
+    chosen = pack.run(
+        "LoadEncoder",
+        encoder_name=encoder_file.name,
+        hidden_state="last",
+        value_norm_mode="all_heads",
+        value_norm_scale=1.5,
+        noun=" from file ",
+        dim_head=resampler.dim_head // 2,
+    )
+    assert chosen.config.image_encoder.hidden_state == "last"
+    assert vars(chosen.config.value_norm) == {"mode": "all_heads", "scale": 1.5}
+    assert chosen.config.noun == "from file"
+    assert chosen.config.resampler.heads == 2 * resampler.heads
+    sdxl.encoder = chosen
+    subject = sdxl.subject()
+    pack.run("SaveSubject", subject=subject, filename_prefix="chosen")
+    (name,) = (n for n in folder_paths.get_filename_list("nested_subjects") if "chosen" in n)
+    pack.run("LoadSubject", subject_name=name, encoder=chosen)
+    with pytest.raises(Exception, match="was made with the encoder"):
+        pack.run("LoadSubject", subject_name=name, encoder=plain)
+
+
+def test_the_schemas_defaults_are_those_of_a_call_with_keywords_alone():
+    node = pack.node("LoadEncoder")
+    schema = {each.id: each for each in node.define_schema().inputs}
+    parameters = inspect.signature(node.execute).parameters
+    assert list(schema) == list(parameters)
+    for name, parameter in parameters.items():
+        if name != "encoder_name":
+            assert schema[name].optional
+            assert schema[name].default == parameter.default
+
+
+def test_the_base_models_own_names_are_set_aside(sdxl):
+    """ComfyUI's UNet beside the trained projections, as a whole training state may hold it."""
+    aside = pack.module("nested_core.checkpoint.aside")
+    keys = {f"model.diffusion_model.{key}" for key in sdxl.model.model.diffusion_model.state_dict()}
+    nested = {
+        f"{key[: -len('to_k.weight')]}processor.to_k_ip.weight" for key in keys if "2.to_k" in key
+    }
+    (group,) = aside.frozen_parts([*keys, *nested])
+    assert (group.label, group.prefix) == ("UNet, ComfyUI's names", "model.diffusion_model.")
+    assert set(group.keys) == keys
 
 
 def test_a_subject_is_the_same_after_save_and_load(sdxl, encoder_file):
@@ -74,6 +133,35 @@ def test_a_replaced_file_changes_the_fingerprint(sdxl, encoder_file):
     checkpoint.save_encoder(scenes.make_encoder("sdxl", sdxl.model, seed=8), encoder_file)
     os.utime(encoder_file, ns=(1, 1))
     assert node.fingerprint_inputs(encoder_name=encoder_file.name) != before
+
+
+def test_a_shard_stands_for_all_and_any_replaced_one_changes_the_fingerprint(sdxl, encoder_file):
+    tensors, name = sdxl.encoder.state_dict(), encoder_file.name
+    metadata = {
+        "format": "nested-attention-encoder",
+        "format_version": "1",
+        "config": sdxl.encoder.config.to_json(),
+    }
+    shards = [encoder_file.with_name(f"parts-0000{n}-of-00002.safetensors") for n in (1, 2)]
+    for number, shard in enumerate(shards):
+        part = {key: tensors[key] for key in list(tensors)[number::2]}
+        save_file(part, shard, metadata)
+    node = pack.node("LoadEncoder")
+    assert shards[0].name in folder_paths.get_filename_list("nested_attention")
+    loaded = pack.run("LoadEncoder", encoder_name=shards[0].name)
+    assert checkpoint.encoder_hash(loaded) == checkpoint.encoder_hash(sdxl.encoder)
+    before = node.fingerprint_inputs(encoder_name=shards[0].name)
+    os.utime(shards[1], ns=(1, 1))
+    after = node.fingerprint_inputs(encoder_name=shards[0].name, noun="dog")
+    shards[1].unlink()
+    missing = node.fingerprint_inputs(encoder_name=shards[0].name)
+    assert len({before, after, missing}) == 3
+    with pytest.raises(Exception, match=rf"'{shards[1].name}' is missing"):
+        pack.run("LoadEncoder", encoder_name=shards[0].name)
+    assert node.fingerprint_inputs(encoder_name=name) != node.fingerprint_inputs(
+        encoder_name=shards[0].name
+    )
+    shards[0].unlink()
 
 
 def test_extra_folders_of_the_user_are_searched(sdxl, tmp_path):

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from nested_core.attention import ValueNorm
+from nested_core.checkpoint import load_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from nested_core.encoder import Encoder
+from nested_core.errors import CheckpointError
+from nested_core.resampler import ResamplerExtras
 from nested_core.sites import AttentionSite
 from nested_core.subject import Subject
+
+sys.path.append(str(Path(__file__).parent))
 
 MakeEncoder = Callable[..., Encoder]
 MakeSubject = Callable[..., Subject]
@@ -77,16 +87,17 @@ def sd15_site_dims() -> dict[AttentionSite, int]:
 def make_encoder(
     encoder_config: EncoderConfig, few_site_dims: Mapping[AttentionSite, int]
 ) -> MakeEncoder:
-    """`make_encoder(config, site_dims, dtype, seed)`: every weight random, the norms' too."""
+    """`make_encoder(config, site_dims, dtype, seed, extras)`: every weight random, the norms' too."""
 
     def make(
         config: EncoderConfig = encoder_config,
         site_dims: Mapping[AttentionSite, int] = few_site_dims,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        extras: ResamplerExtras | None = None,
     ) -> Encoder:
         generator = torch.Generator().manual_seed(seed)
-        encoder = Encoder(config, site_dims, name="tiny")
+        encoder = Encoder(config, site_dims, name="tiny", extras=extras)
         with torch.no_grad():
             for name, parameter in encoder.named_parameters():
                 center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -111,3 +122,34 @@ def make_subject(make_encoder: MakeEncoder) -> MakeSubject:
         return Subject(tokens, encoder, references, noun="person", thumbnail="")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoders(
+    make_encoder: MakeEncoder,
+    encoder_config: EncoderConfig,
+    sdxl_site_dims: Mapping[AttentionSite, int],
+    sd15_site_dims: Mapping[AttentionSite, int],
+) -> Mapping[str, Encoder]:
+    """Complete encoders with heads of IP-Adapter's width, which no shape tells."""
+    config = replace(
+        encoder_config, resampler=replace(encoder_config.resampler, dim_head=64, heads=1)
+    )
+    return {
+        "sdxl": make_encoder(config, sdxl_site_dims),
+        "sd15": make_encoder(replace(config, base="sd15"), sd15_site_dims),
+    }
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[[dict[str, Tensor]], str]:
+    """The message with which a file of these tensors is refused."""
+
+    def message(tensors: dict[str, Tensor]) -> str:
+        path = tmp_path / "foreign.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        with pytest.raises(CheckpointError) as caught:
+            load_encoder(path)
+        return str(caught.value)
+
+    return message

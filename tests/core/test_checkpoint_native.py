@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save_file
 
-from nested_core.checkpoint import detect, encoder_hash, hashing, load_encoder, native, save_encoder
+from nested_core.checkpoint import detect, encoder_hash, hashing, load_encoder, save_encoder, shards
 from nested_core.errors import CheckpointError
 
 SITE = "sites.output.3.0.to_k.weight"
@@ -329,13 +329,13 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
 def test_a_file_replaced_while_it_is_read_is_refused(
     saved: Path, make_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    original = native.read_weights
+    original = shards.read_weights
 
     def replace_then_read(header: Any, names: Any) -> Any:
         save_encoder(make_encoder(seed=1), saved)
         return original(header, names)
 
-    monkeypatch.setattr(native, "read_weights", replace_then_read)
+    monkeypatch.setattr(shards, "read_weights", replace_then_read)
     with pytest.raises(CheckpointError, match="was replaced while it was read"):
         load_encoder(saved)
 

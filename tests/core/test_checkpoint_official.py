@@ -2,161 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign_files import (
+    NAMINGS,
+    counted,
+    ip_adapter,
+    list_down_up_middle,
+    named,
+    processors,
+    write,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
 
 from nested_core.checkpoint import detect, encoder_hash, load_encoder, save_encoder
-from nested_core.encoder import Encoder
 from nested_core.errors import CheckpointError
 from nested_core.sites import AttentionSite
-
-Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(scope="session")
-def encoders(
-    make_encoder: Any, encoder_config: Any, sdxl_site_dims: Any, sd15_site_dims: Any
-) -> Mapping[str, Encoder]:
-    """Complete encoders with heads of IP-Adapter's width, which no shape tells."""
-    config = replace(
-        encoder_config, resampler=replace(encoder_config.resampler, dim_head=64, heads=1)
-    )
-    return {
-        "sdxl": make_encoder(config, sdxl_site_dims),
-        "sd15": make_encoder(replace(config, base="sd15"), sd15_site_dims),
-    }
-
-
-# ---- namings, each a function from an encoder to the tensors of a foreign file
-
-
-def diffusers_place(site: AttentionSite) -> str:
-    """ComfyUI counts three blocks a level; its input blocks begin with the first convolution."""
-    tail = f"transformer_blocks.{site.index}"
-    if site.block == "middle":
-        return f"mid_block.attentions.0.{tail}"
-    side, number = ("down", site.number - 1) if site.block == "input" else ("up", site.number)
-    return f"{side}_blocks.{number // 3}.attentions.{number % 3}.{tail}"
-
-
-def comfyui_place(site: AttentionSite) -> str:
-    block = "middle_block" if site.block == "middle" else f"{site.block}_blocks.{site.number}"
-    return f"{block}.1.transformer_blocks.{site.index}"
-
-
-def counted(encoder: Encoder, first: int, step: int, order: str) -> dict[AttentionSite, int]:
-    """The sites' numbers when blocks are counted in this order."""
-    sites = sorted(encoder.site_dims, key=lambda site: order.split().index(site.block))
-    return {site: first + step * place for place, site in enumerate(sites)}
-
-
-def named(encoder: Encoder, resampler: str, key: Callable[[AttentionSite, str], str]) -> Tensors:
-    """The encoder's tensors, renamed: a prefix for the resampler, `key(site, "k")` for a site."""
-    renamed: Tensors = {}
-    for name, tensor in encoder.state_dict().items():
-        if name.startswith("resampler."):
-            renamed[resampler + name.removeprefix("resampler.")] = tensor
-        else:
-            path, _, projection = name.removeprefix("sites.").partition(".to_")
-            renamed[key(AttentionSite.from_path(path), projection[0])] = tensor
-    return renamed
-
-
-def processors(encoder: Encoder) -> Tensors:
-    return named(
-        encoder,
-        "image_proj_model.",
-        lambda site, p: f"unet.{diffusers_place(site)}.attn2.processor.to_{p}_ip.weight",
-    )
-
-
-def ip_adapter(encoder: Encoder) -> Tensors:
-    numbers = counted(encoder, 1, 2, "input output middle")
-    return named(
-        encoder, "image_proj.", lambda site, p: f"ip_adapter.{numbers[site]}.to_{p}_ip.weight"
-    )
-
-
-def nested_dicts(encoder: Encoder) -> Tensors:
-    """{"module": {"personalizer": {"perceiver": ..., "key": {"down_blocks": ...}}}}, flattened."""
-    words = {"k": "key", "v": "value"}
-    return named(
-        encoder,
-        "module.personalizer.perceiver.",
-        lambda site, p: f"module.personalizer.{words[p]}.{diffusers_place(site)}.weight",
-    )
-
-
-def underscored(encoder: Encoder) -> Tensors:
-    """Module dictionaries take no dots in a name."""
-    return named(
-        encoder,
-        "",
-        lambda site, p: (
-            f"layers_by_site.{diffusers_place(site).replace('.', '_')}_attn2.{p}_proj.0.weight"
-        ),
-    )
-
-
-def comfyui_names(encoder: Encoder) -> Tensors:
-    return named(
-        encoder,
-        "resampler.",
-        lambda site, p: f"model.diffusion_model.{comfyui_place(site)}.attn2.to_{p}_nested.weight",
-    )
-
-
-def our_names(encoder: Encoder) -> Tensors:
-    return dict(encoder.state_dict())
-
-
-def list_down_up_middle(encoder: Encoder) -> Tensors:
-    numbers = counted(encoder, 0, 1, "input output middle")
-    return named(encoder, "q_former.", lambda site, p: f"nested.{numbers[site]}.w{p}")
-
-
-def list_down_middle_up(encoder: Encoder) -> Tensors:
-    numbers = counted(encoder, 0, 1, "input middle output")
-    return named(encoder, "q_former.", lambda site, p: f"w{p}.{numbers[site]}.weight")
-
-
-NAMINGS = [
-    processors,
-    ip_adapter,
-    nested_dicts,
-    underscored,
-    comfyui_names,
-    our_names,
-    list_down_up_middle,
-    list_down_middle_up,
-]
-
-
-def write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    return path
-
-
-@pytest.fixture
-def refused(tmp_path: Path) -> Callable[[Tensors], str]:
-    """The message with which a file of these tensors is refused."""
-
-    def message(tensors: Tensors) -> str:
-        with pytest.raises(CheckpointError) as caught:
-            load_encoder(write(tmp_path / "foreign.safetensors", tensors))
-        return str(caught.value)
-
-    return message
-
 
 # ---- what is read
 
@@ -276,7 +142,7 @@ def test_every_unexplained_key_is_listed(encoders: Any, refused: Any):
         ("ip_adapter.1.to_kv_ip.weight", (8, 24)),
         ("ip_adapter.1.norm_k.weight", (8,)),
         ("ip_adapter.1.key_value.weight", (8, 24)),
-        ("image_proj.pos_emb.weight", (8, 24)),
+        ("image_proj.pos_emb.bias", (24,)),
         ("image_proj.proj_in_2.weight", (8, 24)),
         ("unet.mid_block.attentions.0.proj_in.weight", (8, 8, 1, 1)),
     ],
@@ -305,10 +171,10 @@ def test_two_tensors_for_one_role_are_both_listed(encoders: Any, refused: Any):
 
 def test_two_resamplers_are_refused(encoders: Any, refused: Any):
     tensors = ip_adapter(encoders["sdxl"])
-    message = refused(tensors | {"ema.latents": torch.zeros(1, 4, 16)})
+    message = refused(tensors | {"other.latents": torch.zeros(1, 4, 16)})
     assert "Two tensors for resampler.latents: " in message
     assert "image_proj.latents" in message
-    assert "ema.latents" in message
+    assert "other.latents" in message
 
 
 def test_numbers_with_the_widths_of_no_known_layout_are_refused(encoders: Any, refused: Any):
@@ -324,15 +190,16 @@ def test_numbers_with_the_widths_of_no_known_layout_are_refused(encoders: Any, r
 def test_two_fitting_ways_of_counting_are_both_named(
     encoders: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    from nested_core.checkpoint import roles
+    from nested_core.checkpoint import places
 
-    ways = list(roles.known_numberings())
-    twice = [*ways, replace(ways[0], label="the same in other words")]
-    monkeypatch.setattr(roles, "known_numberings", lambda: iter(twice))
+    ways = list(places.known_numberings())
+    swapped = {**ways[0].sites, 1: ways[0].sites[3], 3: ways[0].sites[1]}
+    both = [*ways, replace(ways[0], label="another way", sites=swapped)]
+    monkeypatch.setattr(places, "known_numberings", lambda layouts: iter(both))
     message = refused(ip_adapter(encoders["sdxl"]))
     assert (
-        "can be read as SDXL counted 1, 3, 5, ... in the order down, up, middle; "
-        "or as the same in other words" in message
+        "can be read as SDXL counted 1, 3, 5, ... in the order down, up, middle; or as another way"
+        in message
     )
 
 

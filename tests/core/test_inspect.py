@@ -167,13 +167,25 @@ def test_a_file_of_something_else_exits_with_2_and_says_what_it_holds(tmp_path: 
     assert "expected an encoder or a subject of Nested Attention, found 1 tensors: lora_up" in error
 
 
+def test_of_a_base_model_alone_its_parts_are_told(tmp_path: Path, inspect: Any):
+    keys = ["input_blocks.0.0.weight", "out.2.weight"]
+    tensors = {f"model.diffusion_model.{key}": torch.zeros(2, 2) for key in keys}
+    save_file(tensors | {"mystery": torch.zeros(1)}, tmp_path / "base.safetensors")
+    code, output, _ = inspect(tmp_path / "base.safetensors")
+    assert code == 2
+    assert rows(output, "set aside") == [
+        "UNet, ComfyUI's names under model.diffusion_model.: 2 tensors, 32 bytes"
+    ]
+    assert "mystery -> not explained" in rows(output, "key")
+
+
 def test_a_missing_file_exits_with_2(tmp_path: Path, inspect: Any):
     code, _, error = inspect(tmp_path / "gone.safetensors")
     assert (code, error.startswith("error: gone.safetensors: no such file in ")) == (2, True)
 
 
 def test_a_failing_disk_exits_with_2(tmp_path: Path, inspect: Any, monkeypatch: pytest.MonkeyPatch):
-    def fail(path: str) -> Any:
+    def fail(path: str, choices: Any) -> Any:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("nested_core.__main__.describe", fail)

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_models import tiny_pipeline
 
-from nested_core.checkpoint import load_encoder
+from nested_core.checkpoint import load_encoder, save_encoder
+from nested_core.encoder import Encoder
+from nested_core.resampler import ResamplerExtras
 from nested_core.training.__main__ import main
 from nested_core.training.config import TrainingConfig
 from nested_core.training.engine import Trainer
@@ -241,6 +243,18 @@ def test_a_finished_encoder_can_be_trained_on(make_config) -> None:
         assert torch.equal(second.model.encoder.state_dict()[name], tensor)
     with pytest.raises(TrainingError, match="this run trains ResamplerConfig"):
         make_trainer(make_config(output="x", initial_encoder=file, num_queries=5))
+
+
+def test_optional_parts_of_an_earlier_resampler_are_trained_on(make_config, tmp_path) -> None:
+    plain = make_trainer(make_config()).model.encoder
+    extras = ResamplerExtras(max_patches=300, num_pooled_queries=1)
+    earlier = Encoder(plain.config, plain.site_dims, extras=extras)
+    save_encoder(earlier, tmp_path / "earlier.safetensors")
+    config = make_config(steps=1, initial_encoder=str(tmp_path / "earlier.safetensors"))
+    make_trainer(config).run()
+    trained = load_encoder(Path(config.output, "encoder.safetensors"))
+    assert trained.resampler.extras == extras
+    assert not torch.equal(trained.resampler.pos_emb.weight, earlier.resampler.pos_emb.weight)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

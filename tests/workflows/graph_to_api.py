@@ -32,17 +32,20 @@ def _linked(node: dict[str, Any], links: dict[int, list[Any]]) -> dict[str, Any]
 
 
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Saved widget values stand in the order of the node's definition."""
-    values = iter(node.get("widgets_values", []))
+    """Saved widget values stand in the order of the node's definition; later inputs have none."""
+    values = list(node.get("widgets_values", []))
     found: dict[str, Any] = {}
     for name, (kind, *options) in _inputs(info):
         settings = options[0] if options else {}
         is_widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
         if not is_widget or settings.get("forceInput"):
             continue
-        found[name] = next(values)
+        if values:
+            found[name] = values.pop(0)
+        elif "default" in settings:
+            found[name] = settings["default"]
         if settings.get("control_after_generate") or name in ("seed", "noise_seed"):
-            next(values)
+            values.pop(0)
     return found
 
 

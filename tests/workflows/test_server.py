@@ -27,7 +27,15 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 # Ids, inputs and their types: public, in other people's workflows. They never change.
 PUBLIC = {
     "NestedAttention_LoadEncoder": (
-        {"encoder_name": "COMBO"}, {}, ["NESTED_ATTENTION_ENCODER"],
+        {"encoder_name": "COMBO"},
+        {
+            "hidden_state": "COMBO",
+            "value_norm_mode": "COMBO",
+            "value_norm_scale": "FLOAT",
+            "noun": "STRING",
+            "dim_head": "INT",
+        },
+        ["NESTED_ATTENTION_ENCODER"],
     ),
     "NestedAttention_EncodeSubject": (
         {"encoder": "NESTED_ATTENTION_ENCODER", "image": "IMAGE", "crop": "COMBO", "combine": "COMBO"},
