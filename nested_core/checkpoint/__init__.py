@@ -12,7 +12,7 @@ from .hashing import encoder_hash
 from .native import load_native, save_native
 from .official import load_official
 from .safetensors_file import read_header
-from .subject_file import load_subject_tokens, save_subject
+from .subject_file import load_subject_tokens, save_new_subject, save_subject
 
 __all__ = [
     "FileKind",
@@ -22,6 +22,7 @@ __all__ = [
     "load_encoder",
     "load_subject",
     "save_encoder",
+    "save_new_subject",
     "save_subject",
 ]
 
