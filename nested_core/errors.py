@@ -65,8 +65,8 @@ def readable(message: str) -> str:
 
 
 def shown(value: object, limit: int = _SHOWN_VALUE) -> str:
-    """A value of a stranger inside a message: its begin where it is long, and how long it is."""
-    text = value if isinstance(value, str) else str(value)
+    """A stranger's value in one line of a message: its begin where it is long, and how long it is."""
+    text = (value if isinstance(value, str) else str(value)).replace("\n", "\\n")
     if len(text) <= limit:
         return text
     return f"{text[:limit]}... ({len(text):,} characters)"
