@@ -59,8 +59,8 @@ def readable(message: str) -> str:
     # Between two entries where there are entries, so that none is cut in two.
     begin, end = begin.rpartition(", ")[0] or begin, end.partition(", ")[2] or end
     left_out = text[len(begin) : -len(end)]
-    entries = left_out.count(", ")
-    what = f"{entries:,} more entries, " if entries else ""
+    entries = left_out.count(", ") - 1
+    what = f"{entries:,} more entries, " if entries > 0 else ""
     return f"{begin} ... ({what}{len(left_out):,} characters left out) ... {end}"
 
 

@@ -21,6 +21,7 @@ _SUFFIX = ".safetensors"
 # File systems allow 255 bytes for a name, and a number and the suffix follow. Windows allows 260
 # characters for a path unless it is told otherwise, most of which the user's own folders may need.
 _MAX_PART_BYTES, _MAX_PREFIX_BYTES = 200, 600
+_IS_WINDOWS = os.name == "nt"
 _RESERVED = frozenset('<>:"|?*')
 _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]) *", re.IGNORECASE)
 _NUMBERED = re.compile(r"_([0-9]{5,9})_\.safetensors", re.IGNORECASE)
@@ -124,7 +125,7 @@ def _take_name(temporary: Path, path: Path) -> bool:
     is there, asked beforehand, is an answer of the past, on network shares up to seconds old.
     """
     try:
-        if os.name == "nt":
+        if _IS_WINDOWS:
             os.rename(temporary, path)  # fails there, and only there, where the name is taken
         else:
             os.link(temporary, path)
