@@ -34,6 +34,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_READ_BYTES = 2**24
 _MAX_TENSORS = 2**15
 _MAX_NAME_CHARACTERS = 500
+_MAX_METADATA_TEXTS, _MAX_METADATA_CHARACTERS = 1000, 2**23  # workflows and pictures are in some
 _MAX_RANK = 8
 _MAX_ELEMENTS = 2**48  # sizes of zero counted as one: no stride of any such tensor overflows
 _MAX_VALUES = _MAX_TENSORS * 12  # eleven for a tensor of rank 5, the metadata's texts
@@ -202,7 +203,14 @@ def _metadata(where: str, value: Any) -> dict[str, str]:
             f"{where}: the header's '__metadata__' is not a table of texts. "
             f"The file is damaged. {AGAIN}"
         )
-    return cast("dict[str, str]", value)
+    texts = cast("dict[str, str]", value)
+    characters = sum(len(key) + len(text) for key, text in texts.items())
+    if len(texts) > _MAX_METADATA_TEXTS or characters > _MAX_METADATA_CHARACTERS:
+        raise CheckpointError(
+            f"{where}: has {len(texts):,} texts of {characters:,} characters as metadata, expected at "
+            f"most {_MAX_METADATA_TEXTS:,} of {_MAX_METADATA_CHARACTERS:,}. Choose another file."
+        )
+    return texts
 
 
 def _spec(where: str, name: str, entry: Any) -> TensorSpec:
