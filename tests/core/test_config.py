@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_core.config import EncoderConfig
+from nested_core.encoder import Encoder
 from nested_core.errors import CheckpointError
+from nested_core.sites import AttentionSite
 
 
 def read(data: Any) -> EncoderConfig:
@@ -184,6 +186,37 @@ def test_a_wrong_entry_is_named_with_what_was_expected(
 ):
     with pytest.raises(CheckpointError, match=rf"^face\.safetensors: .*{message}"):
         read(changed(encoder_config, path, value))
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("resampler", {"depth": 20_000}),
+        ("resampler", {"num_queries": 0}),
+        ("image_encoder", {"image_size": 10**9}),
+        ("value_norm", {"scale": 1e308}),
+        ("value_norm", {"scale": float("nan")}),
+    ],
+)
+def test_no_encoder_is_built_beyond_the_ranges_wherever_its_sizes_come_from(
+    encoder_config: EncoderConfig, few_site_dims: Any, section: str, change: Any
+):
+    config = replace(
+        encoder_config, **{section: replace(getattr(encoder_config, section), **change)}
+    )
+    ((name, _),) = change.items()
+    with pytest.raises(
+        CheckpointError, match=rf"^face: config\.{section}\.{name} is .*, expected at"
+    ):
+        Encoder(config, few_site_dims, name="face")
+
+
+def test_no_encoder_has_thousands_of_sites(encoder_config: EncoderConfig):
+    dims = {AttentionSite("output", 0, index): 8 for index in range(1025)}
+    with pytest.raises(
+        CheckpointError, match="face: holds 1,025 attention sites, expected at most 1,024"
+    ):
+        Encoder(encoder_config, dims, name="face")
 
 
 _PLAIN = {
