@@ -237,6 +237,15 @@ def claiming(width: int, height: int) -> bytes:
     return content[:frame] + size + content[frame + 4 :]
 
 
+def without_tables() -> bytes:
+    """A JPEG of which only a decoder can tell that it cannot be decoded."""
+    content = picture()
+    while (table := content.find(b"\xff\xdb")) >= 0:
+        length = int.from_bytes(content[table + 2 : table + 4], "big")
+        content = content[:table] + content[table + 2 + length :]
+    return content
+
+
 def with_scans(number: int) -> bytes:
     """A progressive JPEG that has its last scan many times more."""
     content = picture(progressive=True)
@@ -304,6 +313,7 @@ def base64_of(content: bytes) -> str:
             "65000 x 65000 pixels, expected at mo",
         ),
         ({"thumbnail": base64_of(claiming(0, 8))}, "JPEG"),
+        ({"thumbnail": base64_of(without_tables())}, r"JPEG that can be decoded \(\w+Error\)"),
         ({"thumbnail": base64_of(with_scans(1000))}, "JPEG of more than 16 scans, expected an ord"),
         ({"encoder_hash": "g" * 64}, r"encoder_hash is 'g+', expected 64 hexadecimal digits"),
         (
