@@ -10,12 +10,13 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .errors import BindingError
+from .errors import BindingError, shown
 from .fidelity import AS_TRAINED, balance_at
 from .schedule import ScheduleName, parse_schedule, presence
 from .shapes import Float
 from .sites import EVERY_SITE, SiteSelector, parse_sites
 from .subject import Subject, SubjectSequence
+from .words import MAX_NOUN_CHARACTERS, MAX_TOKEN_CHARACTERS, composed, is_blank, word_problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,8 @@ class Binding:
     """One subject bound to one token of the prompt. Make it with `bind`, which checks everything.
 
     Attributes:
-        token: as the user writes it in the prompt, such as `<anna>`.
-        noun: what the text encoder reads in its place.
+        token: as the user writes it in the prompt, such as `<anna>`; in Unicode's form NFC.
+        noun: in NFC too; what the text encoder reads in its place.
         strength: w in [0, 2]; 0 is the text alone, 1 as trained. With the fidelity in it.
         token_weight: t in [0.1, 10], multiplies the token's share of attention. With the fidelity
             in it.
@@ -83,22 +84,19 @@ def bind(
     """A checked binding. An empty `noun` is the encoder's own.
 
     Args:
+        token: at most 100 characters, all of which can be seen; white space around it is dropped, and
+            it is brought into Unicode's form NFC. So is the noun, of at most 200.
         fidelity: in [0, 1], from the prompt alone to the subject above all; 0.5 leaves strength and
             token weight as they are.
         node: see `Binding`.
 
     Raises:
-        BindingError: token empty, noun not plain text, a number out of range, start after end, an
-            unknown schedule.
+        BindingError: token or noun empty, too long or not plain text, a number out of range, start
+            after end, an unknown schedule.
         SiteError: `sites` cannot be read.
     """
-    token, noun = token.strip(), (noun.strip() or subject.noun)
-    if not token:
-        raise BindingError(
-            "Bind Subject: the token is empty. Give the subject a word of its own that you then "
-            "write in the prompt, such as <anna>."
-        )
-    _check_noun(token, noun)
+    token = _checked_token(token)
+    noun = _checked_noun(token, noun, subject.noun)
     _check_range(token, "strength", strength, 0.0, 2.0)
     _check_range(token, "token_weight", token_weight, 0.1, 10.0)
     _check_range(token, "start_percent", start_percent, 0.0, 1.0)
@@ -126,7 +124,34 @@ def bind(
     )
 
 
-def _check_noun(token: str, noun: str) -> None:
+def _checked_token(token: str) -> str:
+    token = composed(token.strip())
+    if is_blank(token):
+        raise BindingError(
+            "Bind Subject: the token is empty. Give the subject a word of its own that you then "
+            "write in the prompt, such as <anna>."
+        )
+    problem = word_problem(token, MAX_TOKEN_CHARACTERS)
+    if problem is not None:
+        raise BindingError(
+            f"Bind Subject: the token '{shown(token)}' {problem}. Type it anew, as one short word such "
+            "as <anna>."
+        )
+    return token
+
+
+def _checked_noun(token: str, given: str, own: str) -> str:
+    """The noun that the user gave, the encoder's own if that is empty."""
+    noun = composed((given or own).strip())
+    problem = word_problem(noun, MAX_NOUN_CHARACTERS)
+    if problem is not None:
+        otherwise = (
+            "leave the field empty for the encoder's own" if given else "take another encoder"
+        )
+        raise BindingError(
+            f"Bind Subject '{token}': the noun '{shown(noun)}' {problem}. Write plain words such as "
+            f"'person' or 'black dog' into the field, or {otherwise}."
+        )
     # The prompt's own syntax inside a noun would leave no single place to bind.
     if any(mark in noun for mark in "()\\") or "embedding:" in noun:
         raise BindingError(
@@ -134,6 +159,7 @@ def _check_noun(token: str, noun: str) -> None:
             "backslash or 'embedding:'). Use plain words such as 'person' or 'black dog'; write "
             f"weights around the token in the prompt instead: ({token}:1.2)."
         )
+    return noun
 
 
 def _check_range(token: str, name: str, value: float, low: float, high: float) -> None:

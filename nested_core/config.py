@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from .attention import ValueNorm, ValueNormMode
-from .errors import CheckpointError
+from .bounded_json import parse_json
+from .errors import CheckpointError, shown
+from .words import MAX_NOUN_CHARACTERS, word_problem
 
 HiddenState = Literal["penultimate", "last"]
 
@@ -66,10 +68,10 @@ class EncoderConfig:
             CheckpointError: not JSON, or an entry is missing, of the wrong type or out of range.
         """
         try:
-            data: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data: Any = parse_json(text, _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH)
+        except ValueError as error:
             raise CheckpointError(
-                f"{where}: the metadata entry 'config' is not JSON ({error}). "
+                f"{where}: the metadata entry 'config' is not JSON ({shown(error)}). "
                 "The file was not written by this project's tools, or is damaged: get it again."
             ) from error
         section = _Section(where, "config", data)
@@ -81,8 +83,43 @@ class EncoderConfig:
             value_norm=section.inner("value_norm").as_dataclass(ValueNorm),
         )
         _check_image_encoder(config, where)
+        config.check_ranges(where)
         return config
 
+    def check_ranges(self, where: str) -> None:
+        """Raises CheckpointError where a number is none that an encoder can be built or used with.
+
+        Wherever a configuration came from: its own JSON, or the shapes and keys of another's file.
+        """
+        for section, ranges in _RANGES.items():
+            for name, (low, high) in ranges.items():
+                value = getattr(getattr(self, section), name)
+                if not low <= value <= high:
+                    raise CheckpointError(
+                        f"{where}: config.{section}.{name} is {value}, expected at "
+                        f"{f'most {high}' if value > high else f'least {low}'} (from {low} to {high}). "
+                        f"{_REMEDY}"
+                    )
+
+
+# The widest models of today have a quarter of these sizes. Beyond a hundredfold length a value leaves
+# half precision, and below a thousandth nothing is left of the subject.
+_MAX_WIDTH = 2**14
+_RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "image_encoder": {"hidden_size": (1, _MAX_WIDTH), "image_size": (1, 2048)},
+    "resampler": {
+        "embedding_dim": (1, _MAX_WIDTH),
+        "dim": (1, _MAX_WIDTH),
+        "depth": (1, 64),
+        "dim_head": (1, 1024),
+        "heads": (1, 256),
+        "num_queries": (1, _MAX_WIDTH),
+        "output_dim": (1, _MAX_WIDTH),
+        "ff_mult": (1, 64),
+    },
+    "value_norm": {"scale": (0.001, 100.0)},
+}
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 2**20, 10_000, 32
 
 _T = TypeVar("_T")
 
@@ -100,7 +137,7 @@ class _Section:
 
     def entry(self, key: str) -> Any:
         if key not in self.data:
-            found = ", ".join(sorted(self.data)) or "nothing"
+            found = shown(", ".join(sorted(self.data)), 400) or "nothing"
             raise CheckpointError(
                 f"{self.where}: {self.path} has no '{key}' (it has {found}). {_REMEDY}"
             )
@@ -115,6 +152,11 @@ class _Section:
             raise CheckpointError(
                 f"{self.where}: {self.path}.{key} is empty, expected a word. {_REMEDY}"
             )
+        problem = word_problem(value, MAX_NOUN_CHARACTERS)
+        if problem is not None:
+            raise CheckpointError(
+                f"{self.where}: {self.path}.{key}, '{shown(value)}', {problem}. {_REMEDY}"
+            )
         return value
 
     def as_dataclass(self, kind: type[_T]) -> _T:
@@ -127,7 +169,7 @@ class _Section:
             return _choice(self.where, f"{self.path}.{key}", value, _CHOICES[annotation])
         expected: type = {"int": int, "float": float}.get(annotation, str)
         if expected is float and type(value) is int:
-            value = float(value) if value.bit_length() < 1000 else float("inf")
+            value = float(value)
         if type(value) is not expected:
             raise CheckpointError(
                 f"{self.where}: {self.path}.{key} is {_kind(value)}, expected "
@@ -149,7 +191,7 @@ _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text"
 
 
 def _kind(value: Any) -> str:
-    return f"{json.dumps(value)[:60]}"
+    return shown(json.dumps(value), 60)
 
 
 def _choice(where: str, path: str, found: Any, known: tuple[str, ...]) -> str:

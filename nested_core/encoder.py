@@ -8,9 +8,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from .config import EncoderConfig
+from .errors import CheckpointError
 from .resampler import Linear, Resampler, ResamplerExtras
 from .shapes import Float
 from .sites import AttentionSite, in_network_order
+
+_MAX_SITES = 1024  # SDXL has 70
 
 
 class SiteProjections(nn.Module):
@@ -35,6 +38,10 @@ class Encoder(nn.Module):
         site_dims: inner width (heads * head_dim) of each cross-attention layer of the base model.
         name: how messages call it, usually the file name.
         extras: sizes of the resampler's optional parts; None: it has none.
+
+    Raises:
+        CheckpointError: sizes that no encoder has. The names of a file's tensors alone can ask for
+            more layers than a day builds.
     """
 
     def __init__(
@@ -45,6 +52,8 @@ class Encoder(nn.Module):
         extras: ResamplerExtras | None = None,
     ) -> None:
         super().__init__()
+        config.check_ranges(name)
+        _check_num_sites(name, len(site_dims))
         self.config = config
         self.name = name
         self.site_dims = {site: site_dims[site] for site in in_network_order(site_dims)}
@@ -82,3 +91,11 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Tensor, "*batch tokens inner"], Float[Tensor, "*batch tokens inner"]]:
         """Nested keys and values of one site, before the split into heads, in the tokens' precision."""
         return self.projections(site)(subject_tokens)
+
+
+def _check_num_sites(name: str, num_sites: int) -> None:
+    if num_sites > _MAX_SITES:
+        raise CheckpointError(
+            f"{name}: holds {num_sites:,} attention sites, expected at most {_MAX_SITES:,}. The file is "
+            "damaged or of a model that this project does not know: get it again."
+        )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..nested_core.checkpoint import save_subject
+from ..nested_core.checkpoint import save_new_subject
 from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
-from .bridge.paths import SUBJECTS, new_file_path
+from .bridge.paths import SUBJECTS, save_folder, with_date
 from .bridge.vision import encode_subject
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
@@ -120,7 +120,8 @@ class SaveSubject(io.ComfyNode):
                     "filename_prefix",
                     default="subject",
                     tooltip="Begins the file's name; a number follows, so that nothing is "
-                    "overwritten. A folder in front (people/anna) sorts your subjects.",
+                    "overwritten. A folder in front (people/anna) sorts your subjects; %year%, %month% and "
+                    "%day% become today's.",
                 ),
             ],
             outputs=[],
@@ -136,9 +137,10 @@ class SaveSubject(io.ComfyNode):
                 "node, expected a single one. Save each subject by itself, from the node that makes "
                 "it, and line them up again after loading."
             )
-        path, name = new_file_path(SUBJECTS, filename_prefix)
-        save_subject(subject, path)
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {name}"))
+        folder = save_folder(SUBJECTS)
+        path = save_new_subject(subject, folder, with_date(filename_prefix))
+        # As the combos of Load Subject call it.
+        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.relative_to(folder)}"))
 
 
 class SubjectPerPicture(io.ComfyNode):

@@ -14,7 +14,7 @@ from .native import load_native, save_native
 from .official import load_official
 from .safetensors_file import read_header
 from .shards import open_source, source_files
-from .subject_file import load_subject_tokens, save_subject
+from .subject_file import load_subject_tokens, save_new_subject, save_subject
 
 __all__ = [
     "SETTINGS",
@@ -27,6 +27,7 @@ __all__ = [
     "load_subject",
     "parse_choices",
     "save_encoder",
+    "save_new_subject",
     "save_subject",
     "source_files",
 ]

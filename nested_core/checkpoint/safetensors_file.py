@@ -2,20 +2,21 @@
 
 The format (github.com/huggingface/safetensors, "Format"): the header's length in 8 bytes, little
 end first; the header as JSON, `{name: {dtype, shape, data_offsets}, "__metadata__": {text: text}}`;
-the data, without holes.
+the data, without holes. Every number is bounded before anything is computed from it, so that reading
+costs no more than a file of that size is worth.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import CheckpointError
+from ..bounded_json import parse_json
+from ..errors import CheckpointError, shown
 
 FileKey = tuple[str, int, int, int]
 
@@ -27,6 +28,17 @@ _DTYPES_BY_BYTES = {
 }
 _ITEM_BYTES = {dtype: size for size, names in _DTYPES_BY_BYTES.items() for dtype in names.split()}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+# Far above any real file: SDXL with its text encoders, an image encoder, an average of all and an
+# optimiser's two moments of each are 15,000 tensors in a header of 3 MB.
+_MAX_READ_BYTES = 2**24
+_MAX_TENSORS = 2**15
+_MAX_NAME_CHARACTERS = 500
+_MAX_METADATA_TEXTS, _MAX_METADATA_CHARACTERS = 1000, 2**23  # workflows and pictures are in some
+_MAX_RANK = 8
+_MAX_ELEMENTS = 2**48  # sizes of zero counted as one: no stride of any such tensor overflows
+_MAX_VALUES = _MAX_TENSORS * 12  # eleven for a tensor of rank 5, the metadata's texts
+_MAX_DEPTH = 8
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _NEVER_PICKLE = (
@@ -91,8 +103,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with open_file(path) as file:
         key = file_key(path, file)
         length = _header_length(path.name, file, size := key[1])
-        entries = _json_object(path.name, file.read(length))
+        entries = _entries(path.name, file.read(length))
     metadata = _metadata(path.name, entries.pop("__metadata__", {}))
+    _check_names(path.name, entries)
     tensors = {name: _spec(path.name, name, entry) for name, entry in entries.items()}
     _check_data(path.name, tensors, size - 8 - length)
     return Header(path, metadata, tensors, 8 + length, key)
@@ -100,19 +113,21 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def open_file(path: Path) -> BinaryIO:
     """The file, opened for reading; CheckpointError where it cannot be."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(
-            f"{path.name}: is a folder or a device, expected a .safetensors file. Choose a file."
-        )
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(
+                f"{path.name}: is a folder or a device, expected a .safetensors file. Choose a file."
+            )
         return path.open("rb")
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.name}: no such file in {path.parent}. Check the name, or refresh the list."
         ) from error
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name}: cannot be opened ({error}). Check that you may read it."
+            f"{shown(path.name)}: cannot be opened ({shown(error)}). Check that you may read it."
         ) from error
 
 
@@ -147,23 +162,37 @@ def _header_length(where: str, file: BinaryIO, size: int) -> int:
             f"{where}: is cut off inside its header ({size:,} bytes, the header ends at "
             f"{8 + length:,}). {AGAIN}"
         )
+    if length > _MAX_READ_BYTES:
+        raise CheckpointError(
+            f"{where}: has a header of {length:,} bytes, expected at most {_MAX_READ_BYTES:,}. Choose a "
+            "file that holds one encoder or one subject."
+        )
     file.seek(8)
     return length
 
 
-def _json_object(where: str, text: bytes) -> dict[str, Any]:
+def _entries(where: str, text: bytes) -> dict[str, Any]:
     try:
-        value: Any = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: the header is not JSON ({error}). {AGAIN}") from error
+        value: Any = parse_json(text, _MAX_READ_BYTES, _MAX_VALUES, _MAX_DEPTH)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: the header is not JSON ({shown(error)}). {AGAIN}"
+        ) from error
     return cast("dict[str, Any]", value)  # it begins with '{'
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
+def _check_names(where: str, names: Collection[str]) -> None:
+    if len(names) > _MAX_TENSORS:
+        raise CheckpointError(
+            f"{where}: holds {len(names):,} tensors, expected at most {_MAX_TENSORS:,}. Choose a file "
+            "that holds one encoder or one subject."
+        )
+    longest = max(names, key=len, default="")
+    if len(longest) > _MAX_NAME_CHARACTERS:
+        raise CheckpointError(
+            f"{where}: the name '{shown(longest)}' is longer than {_MAX_NAME_CHARACTERS} characters. "
+            f"The file is damaged. {AGAIN}"
+        )
 
 
 def _metadata(where: str, value: Any) -> dict[str, str]:
@@ -174,7 +203,14 @@ def _metadata(where: str, value: Any) -> dict[str, str]:
             f"{where}: the header's '__metadata__' is not a table of texts. "
             f"The file is damaged. {AGAIN}"
         )
-    return cast("dict[str, str]", value)
+    texts = cast("dict[str, str]", value)
+    characters = sum(len(key) + len(text) for key, text in texts.items())
+    if len(texts) > _MAX_METADATA_TEXTS or characters > _MAX_METADATA_CHARACTERS:
+        raise CheckpointError(
+            f"{where}: has {len(texts):,} texts of {characters:,} characters as metadata, expected at "
+            f"most {_MAX_METADATA_TEXTS:,} of {_MAX_METADATA_CHARACTERS:,}. Choose another file."
+        )
+    return texts
 
 
 def _spec(where: str, name: str, entry: Any) -> TensorSpec:
@@ -185,16 +221,31 @@ def _spec(where: str, name: str, entry: Any) -> TensorSpec:
             spec = TensorSpec(dtype, tuple(shape), start, stop)
         case _:
             raise CheckpointError(
-                f"{where}: the header's entry of '{name}' is not a dtype, shape and offsets. "
+                f"{where}: the header's entry of '{shown(name)}' is not a dtype, shape and offsets. "
                 f"The file is damaged. {AGAIN}"
             )
+    _check_shape(where, name, spec.shape)
     num_bytes = spec.num_elements * _ITEM_BYTES.get(dtype, 0)
     if dtype in _ITEM_BYTES and stop - start != num_bytes:
         raise CheckpointError(
-            f"{where}: '{name}' has {stop - start:,} bytes, expected {num_bytes:,} for {dtype} "
+            f"{where}: '{shown(name)}' has {stop - start:,} bytes, expected {num_bytes:,} for {dtype} "
             f"{list(spec.shape)}. The file is damaged. {AGAIN}"
         )
     return spec
+
+
+def _check_shape(where: str, name: str, shape: tuple[int, ...]) -> None:
+    # The rank first: the product of a million sizes alone takes minutes.
+    if len(shape) > _MAX_RANK:
+        raise CheckpointError(
+            f"{where}: '{shown(name)}' has {len(shape):,} dimensions, expected at most {_MAX_RANK}. "
+            f"The file is damaged. {AGAIN}"
+        )
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise CheckpointError(
+            f"{where}: '{shown(name)}' has the shape {list(shape)}, expected at most "
+            f"{_MAX_ELEMENTS:,} elements. The file is damaged. {AGAIN}"
+        )
 
 
 def _check_data(where: str, tensors: Mapping[str, TensorSpec], size: int) -> None:

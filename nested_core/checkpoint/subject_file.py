@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
+from ..bounded_json import parse_json
 from ..encoder import Encoder
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..subject import SMALLEST_WEIGHT, Subject, relative_weights
+from ..words import MAX_NOUN_CHARACTERS, word_problem
 from .hashing import encoder_hash
 from .native import FORMAT_VERSION, check_version, metadata_entry
+from .new_files import write_new_file
 from .safetensors_file import Header
+from .thumbnails import thumbnail_problem
 from .weights import read_weights, write_weights
 
 SUBJECT_FORMAT = "nested-attention-subject"
 
 _TENSOR = "subject_tokens"
-_MAX_THUMBNAIL_CHARACTERS = 200_000  # a JPEG of 128 pixels needs a tenth of it
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 2**20, 10_000, 8  # of the config
+_ENCODER_HASH = re.compile("[0-9a-f]{64}")
 _SHOWN_DIGITS = 12
 _REMEDY = "The file is damaged or was not written by this pack: encode the photograph again."
 
@@ -39,11 +44,30 @@ class SubjectRecord:
 
 
 def save_subject(subject: Subject, path: str | os.PathLike[str]) -> None:
-    """Writes a subject so that `load_subject` gives back exactly its tokens.
+    """Writes a subject so that `load_subject` gives back exactly its tokens; replaces an older file.
 
     Raises:
         CheckpointError: the subject could not be loaded again, or the disk refuses.
     """
+    write_weights(path, *_content(subject, Path(path).name))
+
+
+def save_new_subject(subject: Subject, folder: str | os.PathLike[str], prefix: str) -> Path:
+    """Writes a subject under the first name that is not taken, and returns that file's path.
+
+    Args:
+        prefix: begins the name, a number follows; folders in front of it are made inside `folder`.
+            Any number of programs may save under the same prefix at once.
+
+    Raises:
+        CheckpointError: the prefix is no file name, or as `save_subject`.
+    """
+    tensors, metadata = _content(subject, shown(prefix))
+    return write_new_file(folder, prefix, tensors, metadata)
+
+
+def _content(subject: Subject, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A subject file's tensors and metadata, checked as a loader checks them."""
     config = {
         "noun": subject.noun,
         "encoder_hash": encoder_hash(subject.encoder),
@@ -51,14 +75,10 @@ def save_subject(subject: Subject, path: str | os.PathLike[str]) -> None:
         "thumbnail": subject.thumbnail,
         **({"weights": list(subject.weights)} if subject.weights else {}),
     }
-    metadata = {
-        "format": SUBJECT_FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": json.dumps(config, sort_keys=True),
-    }
-    where = Path(path).name
-    _check_references(where, _parse_record(where, metadata["config"]), len(subject.tokens))
-    write_weights(path, {_TENSOR: subject.tokens.detach().float()}, metadata)
+    text = json.dumps(config, sort_keys=True)
+    _check_references(where, _parse_record(where, text), len(subject.tokens))
+    metadata = {"format": SUBJECT_FORMAT, "format_version": FORMAT_VERSION, "config": text}
+    return {_TENSOR: subject.tokens.detach().float()}, metadata
 
 
 def load_subject_tokens(header: Header, encoder: Encoder) -> Subject:
@@ -128,22 +148,45 @@ def _check_references(where: str, record: SubjectRecord, num_tokens: int) -> Non
 
 def _parse_record(where: str, text: str) -> SubjectRecord:
     try:
-        config: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: 'config' is not JSON ({error}). {_REMEDY}") from error
+        config: Any = parse_json(text, _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: 'config' is not JSON ({shown(error)}). {_REMEDY}"
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: 'config' is {text[:60]}, expected an object. {_REMEDY}")
     config = cast("dict[str, Any]", config)
-    noun, hash_text = _text(where, config, "noun"), _text(where, config, "encoder_hash")
     references: Any = config.get("references")
     if not _is_references(references):
         raise CheckpointError(
             f"{where}: config.references is {str(references)[:60]}, expected the number of tokens "
             f"of each photograph, such as [1024]. {_REMEDY}"
         )
-    thumbnail = _thumbnail(where, config.get("thumbnail"))
-    weights = _weights(where, config, len(references))
-    return SubjectRecord(noun, hash_text, tuple(references), thumbnail, weights)
+    return SubjectRecord(
+        noun=_noun(where, config),
+        encoder_hash=_encoder_hash(where, config),
+        references=tuple(references),
+        thumbnail=_thumbnail(where, config.get("thumbnail")),
+        weights=_weights(where, config, len(references)),
+    )
+
+
+def _noun(where: str, config: dict[str, Any]) -> str:
+    noun = _text(where, config, "noun")
+    problem = word_problem(noun, MAX_NOUN_CHARACTERS)
+    if problem is not None:
+        raise CheckpointError(f"{where}: config.noun, '{shown(noun)}', {problem}. {_REMEDY}")
+    return noun
+
+
+def _encoder_hash(where: str, config: dict[str, Any]) -> str:
+    found = _text(where, config, "encoder_hash")
+    if not _ENCODER_HASH.fullmatch(found):
+        raise CheckpointError(
+            f"{where}: config.encoder_hash is '{shown(found)}', expected 64 hexadecimal digits. "
+            f"{_REMEDY}"
+        )
+    return found
 
 
 def _text(where: str, config: dict[str, Any], key: str) -> str:
@@ -188,20 +231,8 @@ def _is_weights(value: Any, num_references: int) -> bool:
 
 
 def _thumbnail(where: str, value: Any) -> str:
-    """Empty, or base64 of a JPEG: front-ends show it, so nothing else is let through."""
-    if not isinstance(value, str) or len(value) > _MAX_THUMBNAIL_CHARACTERS:
-        found = f"text of {len(value):,} characters" if isinstance(value, str) else f"{value!r:.60}"
-        raise CheckpointError(
-            f"{where}: config.thumbnail is {found}, expected base64 of a JPEG of at most "
-            f"{_MAX_THUMBNAIL_CHARACTERS:,} characters. {_REMEDY}"
-        )
-    if value and not _is_jpeg(value):
-        raise CheckpointError(f"{where}: config.thumbnail is not base64 of a JPEG. {_REMEDY}")
-    return value
-
-
-def _is_jpeg(text: str) -> bool:
-    try:
-        return base64.b64decode(text, validate=True).startswith(b"\xff\xd8")
-    except ValueError:
-        return False
+    """Empty, or base64 of a small JPEG: front-ends show it, so nothing else is let through."""
+    problem = thumbnail_problem(value)
+    if problem is not None:
+        raise CheckpointError(f"{where}: config.thumbnail is {problem}. {_REMEDY}")
+    return cast("str", value)

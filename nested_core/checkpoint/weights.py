@@ -8,19 +8,16 @@ and takes its place when it is complete.
 from __future__ import annotations
 
 import os
-import uuid
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .safetensors_file import AGAIN, Header, TensorSpec, file_key, open_file
+from .writing import complete_file
 
 # Precisions that weights may have, by the format's names.
 WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -50,38 +47,16 @@ def write_weights(
 ) -> None:
     """Writes a file that `read_weights` accepts; until it is complete, an older one stays in place.
 
+    The same tensors and metadata give the same bytes.
+
     Raises:
         CheckpointError: tensors that could not be read again, or the disk refuses.
     """
     path = Path(path)
-    check_weight_dtypes(path.name, {name: dtype_name(tensor) for name, tensor in tensors.items()})
+    check_tensor_dtypes(path.name, tensors)
     check_finite(path.name, tensors)
-    # Not tempfile: its files are private to the user, and model folders are shared.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_apart(tensors), temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+    with complete_file(path, tensors, metadata) as temporary:
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path.name}: cannot be written to {path.parent} ({error}). Check that you may write "
-            "there, that the disk is not full, and that no program holds the file open."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, in row order, each in memory of its own as the writer demands."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    owner = {name: tensor.untyped_storage().data_ptr() for name, tensor in plain.items()}
-    num_sharing = Counter(owner.values())
-    return {
-        name: tensor.clone() if num_sharing[owner[name]] > 1 else tensor
-        for name, tensor in plain.items()
-    }
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -98,6 +73,11 @@ def check_weight_dtypes(where: str, dtypes: Mapping[str, str]) -> None:
             f"{where}: {listing('tensors of another type', wrong)}; expected "
             f"{', '.join(WEIGHT_DTYPES)}. Save the weights in one of these."
         )
+
+
+def check_tensor_dtypes(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """`check_weight_dtypes` of tensors in memory."""
+    check_weight_dtypes(where, {name: dtype_name(tensor) for name, tensor in tensors.items()})
 
 
 def check_finite(where: str, tensors: Mapping[str, Tensor]) -> None:

@@ -67,7 +67,8 @@ class _BoundCLIP(CLIP):
             elif not set(prompt.ends.values()) <= _marked_ids(marked):
                 self._tell_unbound(text, prompt)
             else:
-                note_written(prompt.ends.values())
+                written = set(prompt.ends.values())
+                note_written(each for each in self.nested_bindings if each.id in written)
                 tokens = marked
         known = tuple((binding.token, binding.id) for binding in self.nested_bindings)
         return with_starts(tokens, PromptText(text, current_node(), known))

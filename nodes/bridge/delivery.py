@@ -16,23 +16,22 @@ from ...nested_core.binding import Binding
 from ...nested_core.diagnosis import PromptText
 from .conditioning import Conditioning, SlotMap, bound_ids, slot_map_of
 
-# Ids of bindings in the prompts that were tokenised since the last sampling, and not yet encoded ...
-_written: set[int] = set()
-# ... and the maps of those that were encoded, until they arrive at a sampler. Held weakly: an
-# edited prompt's old conditioning is forgotten with ComfyUI's own cache entry.
+# Bindings in the prompts that were tokenised since the last sampling, and the maps of those that
+# were encoded, until they arrive at a sampler. Held weakly: an edited prompt's old conditioning is
+# forgotten with ComfyUI's own cache entry.
+_written: WeakSet[Binding] = WeakSet()
 _on_the_way: WeakSet[SlotMap] = WeakSet()
 # The words that each context was encoded from.
 _texts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def note_written(binding_ids: Iterable[int]) -> None:
+def note_written(bindings: Iterable[Binding]) -> None:
     """A prompt with these bindings was tokenised."""
-    _written.update(binding_ids)
+    _written.update(bindings)
 
 
 def note_encoded(slots: SlotMap) -> None:
     """A text encoder handed out this map of a prompt."""
-    _written.difference_update(slots.ids)
     _on_the_way.add(slots)
 
 
@@ -42,9 +41,11 @@ def lost_bindings(
     """Those that were written in a prompt and that no conditioning of this sampling carries."""
     maps = (slot_map_of(each) for each in arriving)
     _on_the_way.difference_update([slots for slots in maps if slots is not None])
-    lost = _written.union(*(slots.ids for slots in _on_the_way)) - bound_ids(arriving)
+    written = {binding.id for binding in _written}
+    lost = written.union(*(slots.ids for slots in _on_the_way)) - bound_ids(arriving)
     # A prompt without a map is told once: nothing here would notice that the user edits it.
-    _written.difference_update(binding.id for binding in bindings)
+    own = {binding.id for binding in bindings}
+    _written.difference_update([binding for binding in _written if binding.id in own])
     return tuple(binding for binding in bindings if binding.id in lost)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 
 import folder_paths
 
 from ...nested_core.checkpoint import source_files
+from ...nested_core.errors import MissingFileError, shown
 
 ENCODERS = "nested_attention"
 SUBJECTS = "nested_subjects"
@@ -31,13 +34,13 @@ def file_path(kind: str, name: str) -> Path:
     """The file of that name.
 
     Raises:
-        FileNotFoundError: no such file; names the folders that were searched.
+        MissingFileError: no such file; names the folders that were searched.
     """
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         folders = " or ".join(folder_paths.get_folder_paths(kind))
-        raise FileNotFoundError(
-            f"'{name}' was not found. Put the .safetensors file into {folders}, then refresh the "
+        raise MissingFileError(
+            f"'{shown(name, 300)}' was not found. Put the .safetensors file into {folders}, then refresh the "
             "node list (R) and choose it again."
         )
     return Path(path)
@@ -59,11 +62,20 @@ def _state(path: Path) -> str:
     return f"{path}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def new_file_path(kind: str, filename_prefix: str) -> tuple[Path, str]:
-    """A path that is not taken yet, numbered as ComfyUI numbers pictures, and its name in combos."""
-    folder = folder_paths.get_folder_paths(kind)[0]
-    directory, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-        filename_prefix, folder
-    )
-    name = f"{stem}_{counter:05}_{_SUFFIX}"
-    return Path(directory) / name, os.path.join(subfolder, name)
+def save_folder(kind: str) -> Path:
+    """The folder that new files go into: the first of the user's."""
+    return Path(folder_paths.get_folder_paths(kind)[0])
+
+
+def with_date(filename_prefix: str) -> str:
+    """The prefix with `%year%`, `%month%`, ... replaced by now, as ComfyUI's saving nodes do."""
+    now = time.localtime()
+    parts = {
+        "%year%": f"{now.tm_year}",
+        "%month%": f"{now.tm_mon:02}",
+        "%day%": f"{now.tm_mday:02}",
+        "%hour%": f"{now.tm_hour:02}",
+        "%minute%": f"{now.tm_min:02}",
+        "%second%": f"{now.tm_sec:02}",
+    }
+    return re.sub("%[a-z]+%", lambda match: parts.get(match[0], match[0]), filename_prefix)

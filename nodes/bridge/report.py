@@ -67,8 +67,8 @@ class Report:
                 "a node between text encoder and sampler that keeps only its first input's extras "
                 "(ConditioningConcat, ConditioningAverage: bind in 'conditioning_to', or use "
                 "ConditioningCombine), a text node that encodes without them (PhotoMaker Encode, nodes "
-                "that weight words in their own way), or two tokens at one place of SDXL's two prompts. "
-                "Harmless if that prompt belongs to another sampler.",
+                "that weight words in their own way), a prompt encoded with the checkpoint's own CLIP, or "
+                "two tokens at one place of SDXL's two prompts. Harmless if that prompt belongs to another sampler.",
                 [each.node for each in lost],
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from pathlib import Path
 
 import folder_paths
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 checkpoint = pack.module("nested_core.checkpoint")
+errors = pack.module("nested_core.errors")
 
 
 @pytest.fixture
@@ -121,9 +123,28 @@ def test_saving_never_overwrites(sdxl):
     assert names == ["twice_00001_.safetensors", "twice_00002_.safetensors"]
 
 
-def test_saving_stays_inside_its_folder(sdxl):
-    with pytest.raises(Exception, match=r"(?i)outside"):
-        pack.run("SaveSubject", subject=sdxl.subject(), filename_prefix="../../escaped")
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("../../escaped", "points outside the folder of subjects"),
+        ("people/NUL", "is a device on Windows"),
+        ("x" * 300, "has a part of 300 bytes"),
+        ("an\x00na", "which no name may hold"),
+    ],
+)
+def test_a_name_that_cannot_be_is_explained(sdxl, prefix, message):
+    with pytest.raises(
+        errors.CheckpointError, match=f"^Save Subject: the filename_prefix .*{message}"
+    ):
+        pack.run("SaveSubject", subject=sdxl.subject(), filename_prefix=prefix)
+
+
+def test_a_name_may_hold_the_date_as_comfyuis_own_names_do(sdxl):
+    prefix = "on %year%-%month%-%day%/%width%"
+    shown = pack.node("SaveSubject").execute(subject=sdxl.subject(), filename_prefix=prefix).ui
+    name = os.path.join(time.strftime("on %Y-%m-%d"), "%width%_00001_.safetensors")
+    assert name in str(shown.as_dict() if hasattr(shown, "as_dict") else shown)
+    assert name in folder_paths.get_filename_list("nested_subjects")
 
 
 def test_a_replaced_file_changes_the_fingerprint(sdxl, encoder_file):
@@ -164,7 +185,12 @@ def test_a_shard_stands_for_all_and_any_replaced_one_changes_the_fingerprint(sdx
     shards[0].unlink()
 
 
-def test_extra_folders_of_the_user_are_searched(sdxl, tmp_path):
+def test_extra_folders_of_the_user_are_searched(sdxl, tmp_path, monkeypatch):
+    folders, suffixes = folder_paths.folder_names_and_paths["nested_attention"]
+    known = {"nested_attention": ([*folders], suffixes)}
+    monkeypatch.setattr(
+        folder_paths, "folder_names_and_paths", {**folder_paths.folder_names_and_paths, **known}
+    )
     folder_paths.add_model_folder_path("nested_attention", str(tmp_path))
     checkpoint.save_encoder(sdxl.encoder, tmp_path / "elsewhere.safetensors")
     (tmp_path / "notes.txt").write_text("no encoder")

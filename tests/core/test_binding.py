@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +24,7 @@ def test_the_id_depends_on_token_and_subject_alone(make_subject):
 
 
 def test_an_empty_noun_is_the_encoders_own(make_subject):
-    assert bind(make_subject(), noun="  ").noun == "person"
+    assert bind(make_subject(), noun="").noun == "person"
     assert bind(make_subject(), noun=" black dog ").noun == "black dog"
 
 
@@ -60,6 +62,106 @@ def test_a_later_binding_replaces_an_earlier_one_of_its_token(make_subject):
 def test_a_noun_with_prompt_syntax_is_refused(make_subject, noun):
     with pytest.raises(BindingError, match="contains prompt syntax"):
         bind(make_subject(), noun=noun)
+
+
+# Nothing that can be seen: white space of several scripts, joiners, blank letters, a lone accent.
+BLANKS = [
+    " ",
+    "\t",
+    "\u00a0",
+    "\u2003\u3000",
+    "\u200d",
+    "\u200c\ufe0f",
+    "\u3164",
+    "\u2800",
+    "\u0301",
+]
+
+
+@pytest.mark.parametrize("token", ["", *BLANKS])
+def test_a_token_of_which_nothing_is_seen_is_refused(make_subject, token):
+    with pytest.raises(BindingError, match=r"the token is empty\. Give the subject a word"):
+        bind(make_subject(), token)
+
+
+@pytest.mark.parametrize("noun", BLANKS)
+def test_a_noun_of_which_nothing_is_seen_is_refused(make_subject, noun):
+    with pytest.raises(
+        BindingError,
+        match=r"'<anna>': the noun '.*' has nothing that can be seen, .* leave the field",
+    ):
+        bind(make_subject(), "<anna>", noun)
+
+
+@pytest.mark.parametrize(
+    ("letter", "what"),
+    [
+        ("\ud800", "half of a surrogate pair"),
+        ("\x00", "a control character or line break"),
+        ("\x1b", "a control character or line break"),
+        ("\t", "a control character or line break"),
+        ("\n", "a control character or line break"),
+        ("\r", "a control character or line break"),
+        ("\x85", "a control character or line break"),
+        ("\u2028", "a control character or line break"),
+        ("\u00ad", "an invisible character"),
+        ("\u200b", "an invisible character"),
+        ("\u202e", "an invisible character"),
+        ("\u2060", "an invisible character"),
+        ("\u2066", "an invisible character"),
+        ("\ufeff", "an invisible character"),
+    ],
+)
+def test_characters_that_no_word_has_are_named(make_subject, letter, what):
+    code = f"U\\+{ord(letter):04X}"
+    with pytest.raises(
+        BindingError, match=rf"the token '<an.*na>' has {what} \({code}\), expected"
+    ) as e:
+        bind(make_subject(), f"<an{letter}na>")
+    assert str(e.value).encode()
+    with pytest.raises(BindingError, match=rf"'<x>': the noun 'wo.*n' has {what} \({code}\)"):
+        bind(make_subject(), "<x>", f"wo{letter}n")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "<anna>",
+        "Ænna",
+        "安娜",
+        "<👩\u200d🚀>",
+        "<❤\ufe0f>",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "<🏴\U000e0067\U000e007f>",
+    ],
+)
+def test_words_of_any_script_and_emoji_can_be_bound(make_subject, word):
+    binding = bind(make_subject(), word, word)
+    assert (binding.token, binding.noun) == (word, word)
+
+
+def test_token_and_noun_are_composed(make_subject):
+    binding = bind(make_subject(), "<Zoe\u0308>", "cafe\u0301 owner")
+    assert (binding.token, binding.noun) == ("<Zo\u00eb>", "caf\u00e9 owner")
+    assert binding.id == bind(make_subject(), "<Zo\u00eb>").id
+
+
+@pytest.mark.parametrize(("words", "limit"), [(("x" * 101, ""), 100), (("<x>", "y" * 201), 200)])
+def test_words_have_a_length(make_subject, words, limit):
+    with pytest.raises(
+        BindingError, match=rf"has {limit + 1} characters, expected at most {limit}"
+    ):
+        bind(make_subject(), *words)
+    assert bind(make_subject(), *(word[:limit] for word in words)) is not None
+
+
+def test_an_encoders_own_noun_is_checked_too(make_subject):
+    subject = replace(make_subject(), noun="wo\u202eman")
+    with pytest.raises(
+        BindingError, match=r"has an invisible character .* or take another encoder"
+    ):
+        bind(subject)
 
 
 def test_the_middle_fidelity_is_exactly_as_set(make_subject):

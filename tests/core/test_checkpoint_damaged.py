@@ -121,6 +121,47 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         ),
         "overlap or leave gaps at byte",
     ),
+    "a header longer than any encoder's": (
+        lambda c: with_header(c, lambda entries: json.dumps(entries).encode().ljust(2**24 + 1)),
+        "has a header of 16,777,217 bytes, expected at most 16,777,216",
+    ),
+    "more tensors than any encoder's": (
+        lambda c: with_header(
+            c, lambda entries: entries.update(dict.fromkeys(map(str, range(32_768))))
+        ),
+        r"holds 32,805 tensors, expected at most 32,768",
+    ),
+    "a name longer than any": (
+        lambda c: with_header(c, lambda entries: entries.update({"x" * 501: None})),
+        r"the name 'x+\.\.\. \(501 characters\)' is longer than 500",
+    ),
+    "nine dimensions": (
+        changed_entry(LATENTS, shape=[1] * 8 + [64]),
+        "'resampler.latents' has 9 dimensions, expected at most 8",
+    ),
+    "sizes that overflow beside a zero": (
+        changed_entry(LATENTS, shape=[0, 2**40, 2**40], data_offsets=[0, 0]),
+        r"has the shape \[0, \d+, \d+\], expected at most 281,474,976,710,656 elements",
+    ),
+    "sizes of another program's type": (
+        changed_entry(LATENTS, dtype="F4", shape=[2**49]),
+        r"has the shape \[\d+\], expected at most 281,474,976,710,656 elements",
+    ),
+    "many texts of metadata": (
+        lambda c: with_header(
+            c,
+            lambda entries: entries["__metadata__"].update(dict.fromkeys(map(str, range(998)), "")),
+        ),
+        "has 1,001 texts of .* as metadata, expected at most 1,000",
+    ),
+    "long texts of metadata": (
+        lambda c: with_header(c, lambda entries: entries["__metadata__"].update(a="x" * 2**23)),
+        r"has 4 texts of 8,\d+,\d+ characters as metadata, expected at most 1,000 of 8,388,608",
+    ),
+    "half a surrogate pair": (
+        lambda c: with_header(c, lambda _: b'{"\\ud800": 1}'),
+        r"header is not JSON \('utf-8' codec can't encode",
+    ),
     "a web page": (lambda _: b"<!DOCTYPE html><html>", r"a web page .*\(a login may be needed\)"),
     "a Git LFS pointer": (
         lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d",
@@ -167,9 +208,13 @@ def test_a_folder_is_refused(tmp_path: Path):
         load_encoder(tmp_path)
 
 
-def test_a_name_that_no_file_can_have_is_refused():
-    with pytest.raises(CheckpointError, match="cannot be opened"):
-        load_encoder("face\x00.safetensors")
+@pytest.mark.parametrize("name", ["face\x00", "face\ud800", "x" * 300, "x/" * 5000])
+def test_a_name_that_no_file_can_have_is_refused(name: str):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be opened .* Check that you may read it"
+    ) as error:
+        load_encoder(f"{name}.safetensors")
+    assert len(str(error.value).encode()) < 1000
 
 
 class Bomb:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_core.config import EncoderConfig
+from nested_core.encoder import Encoder
 from nested_core.errors import CheckpointError
+from nested_core.sites import AttentionSite
 
 
 def read(data: Any) -> EncoderConfig:
@@ -55,7 +57,10 @@ def test_unknown_entries_are_left_aside(encoder_config: EncoderConfig):
     assert read(asdict(encoder_config) | {"comment": "made on a Monday"}) == encoder_config
 
 
-@given(st.text(min_size=1).filter(str.strip), st.floats(0.01, 100), st.integers(1, 5000))
+WORDS = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20)
+
+
+@given(WORDS, st.floats(0.01, 100), st.integers(1, 5000))
 def test_any_configuration_survives_json(noun: str, scale: float, queries: int):
     config = read(_PLAIN)
     config = replace(
@@ -67,10 +72,28 @@ def test_any_configuration_survives_json(noun: str, scale: float, queries: int):
     assert EncoderConfig.from_json(config.to_json(), "x") == config
 
 
-@pytest.mark.parametrize("text", ["", "{", "noun: person", "\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "noun: person",
+        "\x00",
+        "[" * 100_000,
+        '{"noun": "x", "noun": "y"}',
+        '{"noun": "\\ud800"}',
+        '{"a": ' + "9" * 5000 + "}",
+        '{"a": [' + "0," * 20_000 + "0]}",
+        '{"a": "' + "x" * 2**20 + '"}',
+        '{"a": ' * 40 + "0" + "}" * 40,
+    ],
+)
 def test_text_that_is_no_json_is_refused(text: str):
-    with pytest.raises(CheckpointError, match=r"face\.safetensors: .*'config' is not JSON"):
+    with pytest.raises(
+        CheckpointError, match=r"face\.safetensors: .*'config' is not JSON"
+    ) as error:
         EncoderConfig.from_json(text, where="face.safetensors")
+    assert len(str(error.value).encode()) < 500
 
 
 @pytest.mark.parametrize("data", [None, 3, [], "person"])
@@ -117,7 +140,38 @@ def test_a_missing_entry_is_named_together_with_what_is_there(
         ("resampler.heads", -2, "resampler.heads is -2, expected a number above 0"),
         ("value_norm.scale", "2", 'value_norm.scale is "2", expected a number'),
         ("value_norm.scale", 0.0, "value_norm.scale is 0.0, expected a number above 0"),
-        ("value_norm.scale", 10**400, "value_norm.scale is inf, expected a number above 0"),
+        (
+            "value_norm.scale",
+            10**400,
+            r"'config' is not JSON \(a number of more than 40 characters",
+        ),
+        ("value_norm.scale", 1e308, r"value_norm.scale is 1e\+308, expected at most 100"),
+        ("value_norm.scale", 10**39, r"value_norm.scale is 1e\+39, expected at most 100"),
+        (
+            "value_norm.scale",
+            100.1,
+            r"scale is 100.1, expected at most 100.0 \(from 0.001 to 100.0\)",
+        ),
+        ("value_norm.scale", 1e-300, "value_norm.scale is 1e-300, expected at least 0.001"),
+        ("value_norm.scale", -0.0, "value_norm.scale is -0.0, expected a number above 0"),
+        ("value_norm.scale", True, "value_norm.scale is true, expected a number"),
+        ("image_encoder.image_size", 2049, "image_size is 2049, expected at most 2048"),
+        ("image_encoder.hidden_size", 10**9, "hidden_size is 1000000000 but"),
+        ("resampler.output_dim", 16385, "output_dim is 16385, expected at most 16384"),
+        ("resampler.dim", 2**64, "resampler.dim is 18446744073709551616, expected at most 16384"),
+        ("resampler.depth", 65, "resampler.depth is 65, expected at most 64"),
+        ("resampler.dim_head", 1025, "dim_head is 1025, expected at most 1024"),
+        ("resampler.heads", 257, "heads is 257, expected at most 256"),
+        ("resampler.num_queries", 16385, "num_queries is 16385, expected at most 16384"),
+        ("resampler.ff_mult", 65, "ff_mult is 65, expected at most 64"),
+        ("noun", "wo\nman", r"config.noun, 'wo\\nman', has a control character or line break"),
+        ("noun", "\u200b", "config.noun, '\u200b', has nothing that can be seen"),
+        ("base", "\u202elxds", "config.base, .* has an invisible character"),
+        (
+            "noun",
+            "x" * 201,
+            "config.noun, 'x+... .201 characters.', has 201 characters, expected at",
+        ),
         ("value_norm.scale", float("nan"), "value_norm.scale is nan, expected a number above 0"),
         ("value_norm.scale", float("inf"), "value_norm.scale is inf, expected a number above 0"),
         ("value_norm.mode", "per_layer", '"per_layer", expected one of per_head, all_heads, none'),
@@ -132,6 +186,37 @@ def test_a_wrong_entry_is_named_with_what_was_expected(
 ):
     with pytest.raises(CheckpointError, match=rf"^face\.safetensors: .*{message}"):
         read(changed(encoder_config, path, value))
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("resampler", {"depth": 20_000}),
+        ("resampler", {"num_queries": 0}),
+        ("image_encoder", {"image_size": 10**9}),
+        ("value_norm", {"scale": 1e308}),
+        ("value_norm", {"scale": float("nan")}),
+    ],
+)
+def test_no_encoder_is_built_beyond_the_ranges_wherever_its_sizes_come_from(
+    encoder_config: EncoderConfig, few_site_dims: Any, section: str, change: Any
+):
+    config = replace(
+        encoder_config, **{section: replace(getattr(encoder_config, section), **change)}
+    )
+    ((name, _),) = change.items()
+    with pytest.raises(
+        CheckpointError, match=rf"^face: config\.{section}\.{name} is .*, expected at"
+    ):
+        Encoder(config, few_site_dims, name="face")
+
+
+def test_no_encoder_has_thousands_of_sites(encoder_config: EncoderConfig):
+    dims = {AttentionSite("output", 0, index): 8 for index in range(1025)}
+    with pytest.raises(
+        CheckpointError, match="face: holds 1,025 attention sites, expected at most 1,024"
+    ):
+        Encoder(encoder_config, dims, name="face")
 
 
 _PLAIN = {

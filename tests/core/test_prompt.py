@@ -6,13 +6,17 @@ import copy
 import json
 import pickle
 import re
+import unicodedata
+from itertools import accumulate
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nested_core.binding import Binding, bind
+from nested_core.errors import BindingError
 from nested_core.prompt import MarkedToken, mark_prompt, mark_tokens
+from nested_core.words import composed
 
 PRIVATE = "\U000f0000"
 
@@ -94,6 +98,57 @@ def test_a_noun_may_contain_the_private_character_that_would_mark_it(bindings_of
     (mark,) = prompt.ends
     assert prompt.marked == f"a wo{PRIVATE}man{mark} here"
     assert mark != PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a <Zoe\u0308>", "a girl"),
+        ("a <Zo\u00eb>", "a girl"),
+        ("cafe\u0301 <Zoe\u0308> cafe\u0301", "cafe\u0301 girl cafe\u0301"),  # the rest as written
+        ("cafe\u0301 <Zo\u00eb> caf\u00e9", "cafe\u0301 girl caf\u00e9"),
+        (
+            "\u1112\u1161\u11ab \u1100\u1161",
+            "\u1112\u1161\u11ab dog",
+        ),  # a syllable in three letters
+        ("sks\u030c sks \u00e9sks e\u0301sks", "sks\u030c cat \u00e9sks e\u0301sks"),
+        ("e\u0301 x\u030c sks\u0301", "e\u0301 x\u030c sks\u0301"),
+        ("q\u0307\u0323<Zoe\u0308>\u0323\u0307 \u212b", "q\u0307\u0323girl\u0323\u0307 \u212b"),
+        ("\u0344<Zoe\u0308> \u0f71\u0f72\u0f73", "\u0344girl \u0f71\u0f72\u0f73"),
+    ],
+)
+def test_a_token_is_found_however_the_prompt_spells_its_accents(bindings_of, text, plain):
+    nouns = {"<Zoe\u0308>": "girl", "\uac00": "dog", "sks": "cat"}
+    prompt = mark_prompt(text, bindings_of(nouns))
+    assert prompt.plain == plain
+    assert "".join(letter for letter in prompt.marked if letter not in prompt.ends) == plain
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["<Zoe\u0308>", "sks", "e\u0301", "e", "\u0301", "\u0323", " ", "\u1100", "\u1161"]
+        )
+    ),
+    st.sampled_from(["NFC", "NFD", "NFKD"]),
+)
+def test_equal_prompts_bind_alike_and_give_equal_texts(bindings_of, parts, form):
+    bindings = bindings_of({"<Zoe\u0308>": "girl", "sks": "cat"})
+    text = "".join(parts)
+    one, other = (mark_prompt(each, bindings) for each in (text, unicodedata.normalize(form, text)))
+    assert one.ends == other.ends
+    for found in ("plain", "marked"):
+        assert composed(getattr(one, found)) == composed(getattr(other, found))
+    if not one.ends:
+        assert one.plain == text
+
+
+def test_there_is_a_mark_for_a_token_in_any_prompt_but_one_of_every_private_character(bindings_of):
+    nearly_all = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFD))))
+    (binding,) = bindings_of({"<anna>": "woman"})
+    assert mark_prompt(f"<anna>{nearly_all}", [binding]).ends == {"\U0010fffd": binding.id}
+    with pytest.raises(BindingError, match=r"no private character is left .* out of the prompt"):
+        mark_prompt(f"<anna>{nearly_all}\U0010fffd", [binding])
 
 
 TOKENS = st.text("<>ab.é_ 1", min_size=1, max_size=4).map(str.strip).filter(bool)
@@ -183,6 +238,91 @@ def test_any_mark_is_on_the_token_that_holds_the_letter_before_it(word):
 
 def _places(word: str) -> list[int]:
     return [i for i, character in enumerate(word) if character == "|"]
+
+
+def _marked_as_defined(word: str, ends: dict[str, int], tokenize, lengths) -> list[int]:
+    """The definition, which reads the whole prompt up to each mark."""
+    ids = tokenize("".join(letter for letter in word if letter not in ends))
+    covered = list(accumulate(lengths(ids)))
+    for i, letter in enumerate(word):
+        before = "".join(each for each in word[:i] if each not in ends)
+        length = sum(lengths(tokenize(before)))
+        position = next((n for n, total in enumerate(covered) if total >= length), None)
+        if letter in ends and position is not None and length > 0:
+            ids[position] = MarkedToken(ids[position], ends[letter])
+    return ids
+
+
+class _Pieces:
+    """A tokeniser that keeps its pieces: an id is a place in `known`."""
+
+    def __init__(self, split) -> None:
+        self._split, self._known = split, ["<start>", "<end>"]
+        self.characters = self.calls = 0
+
+    def __call__(self, text: str) -> list[int]:
+        self.characters += len(text)
+        self.calls += 1
+        pieces = self._split(text)
+        self._known += [piece for piece in dict.fromkeys(pieces) if piece not in self._known]
+        return [0, *map(self._known.index, pieces), 1]
+
+    def lengths(self, ids: list[int]) -> list[int]:
+        return [len(self._known[each]) if each > 1 else 0 for each in ids]
+
+
+def _words(text: str) -> list[str]:
+    return [part for word in text.lower().split() for part in re.findall(".{1,3}", word)]
+
+
+def _control_words(text: str) -> list[str]:
+    """A control word such as CLIP's is one piece of length 0, as special tokens are."""
+    parts = re.split(r"(<end>)", unicodedata.normalize("NFC", text))
+    return [p for part in parts for p in (["<end>"] if part == "<end>" else _words(part))]
+
+
+def _with_spaces(text: str) -> list[str]:
+    """As SentencePiece: a space in front, runs of spaces one, each space part of a piece."""
+    spaced = re.sub(r"\s+", "\u2581", f" {text.strip()}") if text.strip() else ""
+    return re.findall("\u2581?[^\u2581]{1,4}|\u2581", spaced)
+
+
+def _bytes(text: str) -> list[str]:
+    """As byte-level pairs: a space belongs to the word behind it, letters become bytes."""
+    return [
+        piece.encode().decode("latin-1") for piece in re.findall(r" ?\w{1,3}| ?[^\s\w]|\s+", text)
+    ]
+
+
+PARTS = ["a", "Ab", "\u00e9", "e\u0301", " ", "   ", "<end>", ",", "woman|", "|", "!"]
+TEXTS = st.one_of(*(st.lists(st.sampled_from(PARTS), min_size=n, max_size=n + 20) for n in (0, 80)))
+
+
+@pytest.mark.parametrize("split", [_words, _control_words, _with_spaces, _bytes])
+@settings(deadline=None, max_examples=60)
+@given(TEXTS)
+def test_marks_of_any_tokeniser_are_where_the_definition_has_them(split, parts):
+    word, ends = "".join(parts), {"|": 7, "!": 8}
+    tokenize = _Pieces(split)
+    marked, defined = (
+        mark(word, ends, tokenize, tokenize.lengths) for mark in (mark_tokens, _marked_as_defined)
+    )
+    assert marked == defined
+    assert [getattr(each, "binding_id", 0) for each in marked] == [
+        getattr(each, "binding_id", 0) for each in defined
+    ]
+
+
+@pytest.mark.parametrize("piece", ["woman| ", "a|", f"{'x' * 300}| "])
+def test_marking_costs_as_many_characters_for_each_mark_however_many_there_are(piece):
+    def characters(num_marks: int) -> int:
+        tokenize = _Pieces(_words)
+        mark_tokens(piece * num_marks, {"|": 7}, tokenize, tokenize.lengths)
+        assert tokenize.calls <= 2 * num_marks + 1
+        return tokenize.characters
+
+    assert characters(800) < 800 * (200 + 3 * len(piece))
+    assert characters(800) < 5 * characters(200)
 
 
 @pytest.mark.parametrize(

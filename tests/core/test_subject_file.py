@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFile
 from safetensors import safe_open
 from safetensors.torch import load, save_file
 
@@ -66,7 +68,7 @@ def test_a_subject_comes_back_bit_for_bit(tmp_path: Path, make_subject: Any):
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    st.text(min_size=1, max_size=20).filter(str.strip),
+    st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20),
 )
 def test_any_noun_and_references_come_back(
     tmp_path_factory: Any, make_subject: Any, references: list[int], noun: str
@@ -140,7 +142,9 @@ def test_a_files_weights_are_read_relative_to_the_greatest(saved: Path, make_enc
         "[1, 1.5]",
         "[1, NaN]",
         "[1, Infinity]",
-        "[1, 1" + "0" * 400 + "]",
+        "[1, 1" + "0" * 30 + "]",
+        "[1, -0]",
+        "[1, 1e308]",
     ],
 )
 def test_wrong_weights_are_named(saved: Path, make_encoder: Any, weights: str):
@@ -209,8 +213,48 @@ def test_a_newer_version_says_to_update(saved: Path, make_encoder: Any):
         load_subject(saved, make_encoder())
 
 
-def jpeg(num_bytes: int) -> str:
-    return base64.b64encode(b"\xff\xd8" + bytes(num_bytes - 2)).decode()
+def picture(size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 100, 50)).save(buffer, **{"format": "JPEG", **options})
+    return buffer.getvalue()
+
+
+def padded(num_bytes: int) -> bytes:
+    """A small JPEG made longer by comments, which decoders pass over."""
+    content, rest = picture(), num_bytes - len(picture())
+    while rest:
+        length = min(rest, 60_000) if rest - 60_000 > 4 or rest <= 60_000 else rest - 4
+        comment = b"\xff\xfe" + (length - 2).to_bytes(2, "big") + bytes(length - 4)
+        content, rest = content[:2] + comment + content[2:], rest - length
+    return content
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A JPEG whose header tells another size."""
+    content = picture()
+    frame = content.index(b"\xff\xc0") + 5
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return content[:frame] + size + content[frame + 4 :]
+
+
+def without_tables() -> bytes:
+    """A JPEG of which only a decoder can tell that it cannot be decoded."""
+    content = picture()
+    while (table := content.find(b"\xff\xdb")) >= 0:
+        length = int.from_bytes(content[table + 2 : table + 4], "big")
+        content = content[:table] + content[table + 2 + length :]
+    return content
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG that has its last scan many times more."""
+    content = picture(progressive=True)
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    return content[:-2] + scan * number + content[-2:]
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 @pytest.mark.parametrize(
@@ -232,11 +276,55 @@ def jpeg(num_bytes: int) -> str:
         ({"references": [4, 5]}, r"references have 9 tokens in all, but 'subject_tokens' has 8"),
         ({"thumbnail": None}, r"config\.thumbnail is None, expected base64 of a JPEG"),
         ({"thumbnail": 7}, r"config\.thumbnail is 7, expected base64 of a JPEG"),
-        ({"thumbnail": jpeg(150_001)}, r"text of 200,004 characters, expected .* most 200,000"),
+        (
+            {"thumbnail": base64_of(padded(150_001))},
+            r"text of 200,004 characters, expected .* most 200,000",
+        ),
         ({"thumbnail": "<script>"}, r"config\.thumbnail is not base64 of a JPEG"),
         ({"thumbnail": "not base64!"}, r"config\.thumbnail is not base64 of a JPEG"),
         ({"thumbnail": "é"}, r"config\.thumbnail is not base64 of a JPEG"),
-        ({"thumbnail": base64.b64encode(b"<svg/>").decode()}, r"is not base64 of a JPEG"),
+        ({"thumbnail": base64_of(b"<svg/>")}, r"is not base64 of a JPEG that can be decoded"),
+        (
+            {"thumbnail": base64_of(b"\xff\xd8" + bytes(100))},
+            r"JPEG that can be decoded \(SyntaxErr",
+        ),
+        (
+            {"thumbnail": base64_of(picture(format="PNG"))},
+            r"JPEG that can be decoded \(SyntaxError",
+        ),
+        (
+            {"thumbnail": base64_of(picture(format="GIF"))},
+            r"JPEG that can be decoded \(SyntaxError",
+        ),
+        (
+            {"thumbnail": base64_of(picture((64, 64))[:-20])},
+            r"a JPEG that (can be decod|is cut off)",
+        ),
+        (
+            {"thumbnail": base64_of(picture((64, 64))[:-2])},
+            r"a JPEG that (can be decod|is cut off)",
+        ),
+        (
+            {"thumbnail": base64_of(picture((513, 8)))},
+            "513 x 8 pixels, expected at most 512 a side",
+        ),
+        (
+            {"thumbnail": base64_of(claiming(65_000, 65_000))},
+            "65000 x 65000 pixels, expected at mo",
+        ),
+        ({"thumbnail": base64_of(claiming(0, 8))}, "JPEG"),
+        ({"thumbnail": base64_of(without_tables())}, r"JPEG that can be decoded \(\w+Error\)"),
+        ({"thumbnail": base64_of(with_scans(1000))}, "JPEG of more than 16 scans, expected an ord"),
+        ({"encoder_hash": "g" * 64}, r"encoder_hash is 'g+', expected 64 hexadecimal digits"),
+        (
+            {"encoder_hash": "0" * 1000},
+            r"encoder_hash is '0+... \(1,000 characters\)', expected 64",
+        ),
+        ({"noun": "wo\u202eman"}, r"config\.noun, '.*', has an invisible character \(U\+202E\)"),
+        ({"noun": "\x1b[2J"}, r"config\.noun, '.x1b\[2J', has a control character"),
+        ({"noun": "x" * 201}, r"config\.noun, .*, has 201 characters, expected at most 200"),
+        ({"references": [10**30]}, r"references have 1000\d+ tokens in all, but"),
+        ({"references": [1] * 20_000}, r"'config' is not JSON \(more than 10,000 values\)"),
     ],
 )
 def test_wrong_entries_are_named(
@@ -248,8 +336,26 @@ def test_wrong_entries_are_named(
 
 
 def test_the_largest_thumbnail_is_accepted(saved: Path, make_encoder: Any):
-    rewrite(saved, thumbnail=jpeg(150_000))
+    rewrite(saved, thumbnail=base64_of(padded(150_000)))
     assert len(load_subject(saved, make_encoder()).thumbnail) == 200_000
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100}])
+@pytest.mark.parametrize("size", [(1, 1), (128, 96), (512, 512)])
+def test_ordinary_thumbnails_are_accepted(
+    saved: Path, make_encoder: Any, size: tuple[int, int], options: dict[str, Any]
+):
+    rewrite(saved, thumbnail=base64_of(picture(size, **options)))
+    assert load_subject(saved, make_encoder()).thumbnail
+
+
+def test_a_thumbnail_that_is_cut_off_is_refused_whatever_pillow_was_told(
+    saved: Path, make_encoder: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    rewrite(saved, thumbnail=base64_of(picture((64, 64))[:-20]))
+    with pytest.raises(CheckpointError, match="JPEG that is cut off"):
+        load_subject(saved, make_encoder())
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", "3", "[" * 100_000])
@@ -288,6 +394,8 @@ def test_wrong_tokens_are_refused(saved: Path, make_encoder: Any, tensors: Any, 
         ({"references": (3,)}, "references have 3 tokens in all, but 'subject_tokens' has 8"),
         ({"tokens": torch.full((8, 24), torch.nan)}, "NaN or infinite values: subject_tokens"),
         ({"thumbnail": "x" * 200_001}, "thumbnail is text of 200,001 characters"),
+        ({"thumbnail": base64_of(picture(format="PNG"))}, "thumbnail is not base64 of a JPEG"),
+        ({"noun": "wo\nman"}, "noun, 'wo.nman', has a control character"),
         ({"noun": ""}, "config.noun is '', expected text"),
         ({"weights": (1.0,)}, r"config.weights is \[1.0\], expected 2 number"),
     ],

@@ -333,6 +333,12 @@ class TestWhatNodesShow:
             prompt[node]["inputs"]["text"] = text
         return prompt
 
+    def test_a_prompt_of_the_checkpoints_own_clip_is_named(self, server):
+        prompt = self.prompt(16)
+        prompt["positive"]["inputs"]["clip"] = ["checkpoint", 1]
+        shown = server.texts_of(prompt)
+        assert "1 of 2 prompts of this sampling were not encoded" in shown["anna binding"]
+
     @pytest.mark.smoke
     def test_who_acted_and_who_is_in_no_prompt(self, server):
         for seed in (11, 12):  # anew at every sampling, also where all nodes before it are cached
@@ -355,9 +361,3 @@ class TestWhatNodesShow:
             prompt["sampler"]["inputs"]["seed"] = seed
             shown = server.texts_of(prompt)
             assert "<anna>, but is sampled with a MODEL that does not know" in shown["sampler"]
-
-    def test_a_prompt_of_the_checkpoints_own_clip_is_named(self, server):
-        prompt = self.prompt(16)
-        prompt["positive"]["inputs"]["clip"] = ["checkpoint", 1]
-        shown = server.texts_of(prompt)
-        assert "1 of 2 prompts of this sampling were not encoded" in shown["anna binding"]
