@@ -7,8 +7,8 @@ are alike: prompt, seed, size, photograph, token, noun, strength, sites and mask
 and recording are on in some. The host's graphs are the same without the pack's nodes. `CLASSIC`
 caching, which keeps the last graph's outputs alone, so that what grows is not ComfyUI's cache.
 
-Columns: resident memory, and without the pages that other processes could share (libraries come and
-go with what the system needs); live tensors and their size; live objects of the pack's own classes;
+Columns: resident memory; on Linux the part of it that is no file's (those of libraries come and go
+with what the system needs); live tensors and their size; live objects of the pack's own classes;
 entries of all containers that the pack's modules hold. The last line is behind `malloc_trim`: what
 the allocator had kept for itself.
 """
@@ -192,7 +192,7 @@ def _report(name: str, pack_name: str) -> None:
             sizes += each.numel() * each.element_size()
         elif str(kind.__module__).startswith(f"{pack_name}."):
             objects[kind.__name__] += 1
-    resident, own = (each / 2**20 for each in _process_bytes())
+    resident, own = (each / 2**20 for each in _resident_bytes())
     held = {where: size for where, size in _containers(pack_name) if size}
     most = ", ".join(f"{kind} {count}" for kind, count in objects.most_common(5))
     print(
@@ -222,11 +222,12 @@ def _can_grow(value: Any) -> bool:
     return isinstance(value, (Sized, Mapping)) and not is_fixed
 
 
-def _process_bytes() -> tuple[int, int]:
+def _resident_bytes() -> tuple[float, float]:
+    """All, and what is no file's; the second is NaN where the system does not tell."""
     import psutil  # ComfyUI's own
 
-    found = psutil.Process().memory_full_info()
-    return found.rss, found.uss
+    found = psutil.Process().memory_info()
+    return found.rss, found.rss - found.shared if sys.platform == "linux" else float("nan")
 
 
 def main() -> None:
