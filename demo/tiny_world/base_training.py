@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from nested_core.training.optimisers import learning_rate_factor, set_learning_r
 from nested_core.training.protocol import Caption
 from nested_core.training.records import FigureLog
 from nested_core.training.stopping import StopRequest
+from nested_core.training.training_state import TrainingState
 
 from . import models
 from .data import BaseExamples, base_examples
@@ -135,15 +137,18 @@ class BaseTrainer:
         self.checkpoints, self.examples = folder / "checkpoints", examples
         self.model = model or untrained_model(settings.seed)
         self.parameters = list(self.model.parameters())
-        optimiser = torch.optim.AdamW(
-            self.parameters, settings.learning_rate, betas=(0.9, 0.99), fused=True
+        make_optimiser = partial(
+            torch.optim.AdamW, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
         )
-        self.net, self.optimiser = accelerator.prepare(self.model, optimiser)
+        self.net, self.optimiser = accelerator.prepare(self.model, make_optimiser(self.parameters))
         self.average = MovingAverage(self.parameters, settings.ema_decay)
+        self.state = TrainingState(
+            accelerator, self.net, self.optimiser, self.average, make_optimiser
+        )
         self.step = 0
         checkpoint = latest_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            self.step, _, _ = load_checkpoint(accelerator, checkpoint, self.average)
+            self.step, _, _ = load_checkpoint(self.state, checkpoint)
             log.info("going on behind %s", checkpoint.name)
         if accelerator.is_main_process:
             self.figures = FigureLog(folder / "log.jsonl", self.step)
@@ -199,9 +204,7 @@ class BaseTrainer:
         log.info("step %d %s", self.step, {name: round(each, 3) for name, each in line.items()})
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.accelerator, self.checkpoints, self.average, self.step, None, {}, keep=1
-        )
+        save_checkpoint(self.state, self.checkpoints, self.step, None, {}, keep=1)
         if self.accelerator.is_main_process:
             with self.average.in_place():
                 self.model.save(self.folder / models.BASE_FILE, torch.float16)

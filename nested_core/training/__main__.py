@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 
 from ..errors import NestedAttentionError
 
-_WRONG_SETTINGS = 2  # argparse's exit code for wrong arguments
+_FAILED = 2  # argparse's exit code for wrong arguments
+_LONGEST_MESSAGE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 trained, 2 wrong settings or data, 128 + signal when asked to stop."""
+    """The exit code: 0 trained, 128 + signal when asked to stop, 2 for whatever else ended it.
+
+    What a user, a disk or a file can cause ends with one sentence.
+    """
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger(__package__).setLevel(logging.INFO)
+    earlier_hook, threading.excepthook = threading.excepthook, _thread_failed
     try:
         return _train(arguments)
     except ImportError as error:
@@ -25,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except NestedAttentionError as error:
         return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(
+            f"{where}the system refused ({error.strerror or error}). Check the disk's free space and "
+            "your rights there; --resume then goes on from the last checkpoint."
+        )
+    except KeyboardInterrupt:
+        return _fail("Stopped at once; --resume goes on from the last checkpoint.") and 130
+    finally:
+        threading.excepthook = earlier_hook
 
 
 def _train(arguments: Sequence[str] | None) -> int:
@@ -46,8 +62,17 @@ def _train(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str) -> int:
-    logging.getLogger(__package__).error(message)
-    return _WRONG_SETTINGS
+    sentence = " ".join(message.split())
+    if len(sentence) > _LONGEST_MESSAGE:
+        sentence = f"{sentence[:_LONGEST_MESSAGE]}..."
+    logging.getLogger(__package__).error(sentence)
+    return _FAILED
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """tensorboard writes in a thread of its own, and tells the main one what the disk refused."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 if __name__ == "__main__":

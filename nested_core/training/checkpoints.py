@@ -10,28 +10,31 @@ Whatever has the name of a checkpoint is whole, at whatever moment the run is ki
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from accelerate.utils import gather_object
 
-from .ema import MovingAverage
+from ..checkpoint.weights import listing
+from ..errors import NestedAttentionError
 from .errors import TrainingError
+from .files import UNFINISHED, read_object, replace_file, shown, together, whole_number, writing
+from .training_state import TrainingState
 
-_NAME = re.compile(r"step-(\d{8})")
-_UNFINISHED = ".unfinished"
-_STATE = "run.json"
+_NAME = re.compile(r"step-([0-9]{8})")
+_RUN = "run.json"
+_VERSION = 2  # 1 had pickle files, and no version in run.json
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
+    state: TrainingState,
     folder: Path,
-    average: MovingAverage,
     step: int,
     resume: Any,
     skipped: dict[str, str],
@@ -42,80 +45,165 @@ def save_checkpoint(
     Args:
         resume: where this process's data goes on; each process's own is kept.
         skipped: unreadable files that this process met.
+
+    Raises:
+        TrainingError: the disk refuses; earlier checkpoints are as they were.
     """
+    accelerator = state.accelerator
     final = folder / f"step-{step:08d}"
-    unfinished = final.with_name(final.name + _UNFINISHED)
+    unfinished = final.with_name(final.name + UNFINISHED)
     positions: list[Any] = gather_object([resume])
     all_skipped: list[dict[str, str]] = gather_object([skipped])
+    run = {
+        "version": _VERSION,
+        "step": step,
+        "resume": positions,
+        "skipped": {name: reason for each in all_skipped for name, reason in each.items()},
+        "scaler": state.scaler_state(),
+    }
+    weights, optimiser = state.gather()
+    try:
+        together(accelerator, lambda: _make_room(accelerator.is_main_process, unfinished))
+        together(accelerator, lambda: state.write(unfinished, weights, optimiser))
+        together(accelerator, lambda: _finish(accelerator.is_main_process, unfinished, final, run))
+    except TrainingError:
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)  # the room may be needed at once
+        raise
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished), safe_serialization=True)
-    if average.averages and (accelerator.is_main_process or _is_sharded(accelerator)):
-        save_file(average.tensors(), unfinished / _average_name(accelerator))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        merged = {name: reason for each in all_skipped for name, reason in each.items()}
-        state = {"step": step, "resume": positions, "skipped": merged}
-        (unfinished / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        _flush_tree(unfinished)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
-        _flush(folder)
         _forget_old(folder, keep)
     accelerator.wait_for_everyone()
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step; None where there is none."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return max(found, default=None)
+    return max(_finished(folder), default=None)
 
 
-def load_checkpoint(
-    accelerator: Accelerator, checkpoint: Path, average: MovingAverage
-) -> tuple[int, Any, dict[str, str]]:
+def load_checkpoint(state: TrainingState, checkpoint: Path) -> tuple[int, Any, dict[str, str]]:
     """Puts everything back; the step, this process's place in the data, and what was skipped.
 
     Raises:
-        TrainingError: it was written by another number of processes, whose places in the data
-            cannot be divided anew.
+        TrainingError: a file is missing, damaged, of another encoder or of a later version; or it
+            was written by another number of processes, whose places in the data cannot be divided
+            anew. It says which checkpoint comes before.
     """
-    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    positions: list[Any] = state["resume"]
-    if len(positions) == accelerator.num_processes:
-        resume = positions[accelerator.process_index]
-    elif all(position == positions[0] for position in positions):
-        resume = positions[0]
-    else:
+    found: list[tuple[int, Any, dict[str, str]]] = []
+
+    def read() -> None:
+        try:
+            run = _read_run(checkpoint)
+            place = _place(state, run)
+            state.read(checkpoint, run)
+            if state.accelerator.is_main_process:
+                _report_left_out(checkpoint, state.expected_files(run))
+        except NestedAttentionError as error:
+            raise TrainingError(f"{checkpoint}: {error} {_remedy(checkpoint)}") from error
+        is_main = state.accelerator.is_main_process
+        found.append((run["step"], place, run["skipped"] if is_main else {}))
+
+    together(state.accelerator, read)
+    return found[0]
+
+
+def _read_run(checkpoint: Path) -> dict[str, Any]:
+    """`run.json` with every entry of the type that it must have."""
+    run = {"version": 1, "skipped": {}, **read_object(checkpoint / _RUN)}
+    version = whole_number(f"{_RUN}: version", run["version"])
+    if not 1 <= version <= _VERSION:
         raise TrainingError(
-            f"{checkpoint}: was written by {len(positions)} processes, each with a place of its own "
-            f"in the shards; this run has {accelerator.num_processes}. Resume with {len(positions)}."
+            f"{_RUN}: is of version {version}, expected 1 to {_VERSION}. It was written by another "
+            "version of this trainer: update it."
         )
-    accelerator.load_state(str(checkpoint))
-    if average.averages:
-        average.load(load_file(checkpoint / _average_name(accelerator)))
-    skipped: dict[str, str] = state["skipped"] if accelerator.is_main_process else {}
-    return state["step"], resume, skipped
+    step = whole_number(f"{_RUN}: step", run.get("step"))
+    if checkpoint.name != f"step-{step:08d}":
+        raise TrainingError(f"{_RUN}: step is {step}, expected that of {checkpoint.name}.")
+    resume, skipped = run.get("resume"), run["skipped"]
+    if not isinstance(resume, list) or not resume:
+        raise TrainingError(f"{_RUN}: resume is {shown(resume)}, expected a list of places.")
+    names = cast("dict[str, Any]", skipped)
+    if not isinstance(skipped, dict) or not all(isinstance(each, str) for each in names.values()):
+        raise TrainingError(f"{_RUN}: skipped is {shown(skipped)}, expected names and reasons.")
+    return run
 
 
-def _average_name(accelerator: Accelerator) -> str:
-    shard = accelerator.process_index if _is_sharded(accelerator) else 0
-    return f"average-{shard}.safetensors"
+def _place(state: TrainingState, run: dict[str, Any]) -> Any:
+    """Where this process's data goes on."""
+    positions: list[Any] = run["resume"]
+    accelerator = state.accelerator
+    if len(positions) == accelerator.num_processes:
+        return positions[accelerator.process_index]
+    if all(position == positions[0] for position in positions):
+        return positions[0]
+    raise TrainingError(
+        f"Was written by {len(positions)} processes, each with a place of its own in the shards; "
+        f"this run has {accelerator.num_processes}. Resume with {len(positions)}."
+    )
 
 
-def _is_sharded(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.FSDP
+def _remedy(checkpoint: Path) -> str:
+    earlier = [path for path in _finished(checkpoint.parent) if path < checkpoint]
+    if earlier:
+        return (
+            f"If it cannot be mended, move {checkpoint.name} elsewhere: --resume then goes on from "
+            f"{max(earlier).name}."
+        )
+    return (
+        "There is no earlier checkpoint: if it cannot be mended, begin a new run in another folder, "
+        "from this one's encoder file (initial_encoder)."
+    )
+
+
+def _report_left_out(checkpoint: Path, expected: set[str]) -> None:
+    names = {path.name for path in checkpoint.iterdir()} - expected - {_RUN}
+    if names:
+        log.warning(
+            "%s: left out, unopened, %s. They are none of this trainer's files; pickle files could "
+            "run code.",
+            checkpoint,
+            listing("files", [shown(name) for name in sorted(names)]),
+        )
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def _make_room(is_main: bool, unfinished: Path) -> None:
+    """A new folder; what killed runs left of theirs goes."""
+    if is_main:
+        for path in unfinished.parent.glob(f"step-*{UNFINISHED}"):
+            shutil.rmtree(path, ignore_errors=True)
+        with writing(unfinished):
+            unfinished.mkdir(parents=True)
+
+
+def _finish(is_main: bool, unfinished: Path, final: Path, run: dict[str, Any]) -> None:
+    if not is_main:
+        return
+    replace_file(unfinished / _RUN, json.dumps(run, indent=1).encode())
+    with writing(final):
+        _flush_tree(unfinished)
+        if final.exists():
+            _forget(final)
+        os.replace(unfinished, final)
+        _flush(final.parent)
 
 
 def _forget_old(folder: Path, keep: int) -> None:
-    finished = sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-    for path in finished[: -max(keep, 1)]:
-        # Renamed first: half a checkpoint must not have a checkpoint's name.
-        doomed = path.with_name(path.name + _UNFINISHED)
-        os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    for path in _finished(folder)[: -max(keep, 1)]:
+        try:
+            _forget(path)
+        except OSError as error:  # the new checkpoint is whole, whatever becomes of the old one
+            log.warning("%s: cannot be removed (%s)", path, error)
+
+
+def _forget(path: Path) -> None:
+    # Renamed first: half a checkpoint must not have a checkpoint's name.
+    doomed = path.with_name(f"{path.name}.old{UNFINISHED}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush_tree(folder: Path) -> None:

@@ -8,18 +8,20 @@ n is the run that never stopped, and two processes see what one with the same gl
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from .errors import TrainingError
 from .examples import Example, Preparation, Record, UnreadableError, make_example, seed_of
+from .files import whole_number
 from .protocol import SUBJECT, Batch, Caption, Stripe
+from .readers import Failure, or_failure, read_batches
 
 METADATA = "metadata.jsonl"
 # After so many unreadable ones in a row the folder is at fault, not the files.
@@ -44,17 +46,12 @@ class FolderData:
 
     def batches(self, resume: Any, stripe: Stripe) -> Iterator[Batch]:
         """Batches from slot `resume["slot"]` on; the number of processes may have changed."""
-        first = 0 if resume is None else int(resume["slot"])
-        loader = DataLoader(
-            _Slots(self),
-            batch_sampler=cast("Any", _Turns(first, self.batch_size, stripe)),
-            num_workers=self.workers,
-            collate_fn=collate,
-            worker_init_fn=let_the_trainer_stop_first,
-        )
-        for turn, batch in enumerate(loader, start=1):
-            batch.resume = {"slot": first + turn * self.batch_size * stripe.num_processes}
-            yield batch
+        first = 0 if resume is None else place_in(resume, "slot")
+        turns = _Turns(first, self.batch_size, stripe)
+        with closing(read_batches(_Slots(self), self.workers, turns)) as batches:
+            for turn, batch in enumerate(batches, start=1):
+                batch.resume = {"slot": first + turn * self.batch_size * stripe.num_processes}
+                yield batch
 
     def some_captions(self, count: int) -> Sequence[Caption]:
         return [
@@ -109,12 +106,14 @@ def _epoch_order(num_records: int, seed: int, epoch: int) -> torch.Tensor:
     return _last_order[1]
 
 
-class _Slots(Dataset[tuple[Example, dict[str, str]]]):
+class _Slots(Dataset[Batch | Failure]):
+    """Batches by the slots of their samples."""
+
     def __init__(self, data: FolderData) -> None:
         self.data = data
 
-    def __getitem__(self, index: int) -> tuple[Example, dict[str, str]]:
-        return self.data.example(index)
+    def __getitem__(self, slots: list[int]) -> Batch | Failure:
+        return or_failure(lambda: collate([self.data.example(slot) for slot in slots]))
 
 
 class _Turns(Sampler[list[int]]):
@@ -131,10 +130,10 @@ class _Turns(Sampler[list[int]]):
             start += self.step
 
 
-def let_the_trainer_stop_first(_worker: int) -> None:
-    """Schedulers send SIGTERM to every process; readers go on until the trainer has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def place_in(resume: Any, name: str) -> int:
+    """A number of a checkpoint's place in the data; TrainingError where there is none."""
+    found: Any = cast("dict[str, Any]", resume).get(name) if isinstance(resume, dict) else None
+    return whole_number(f"The checkpoint's place in the data: {name}", found)
 
 
 def collate(samples: Sequence[tuple[Example, Mapping[str, str]]]) -> Batch:

@@ -10,6 +10,8 @@ import gc
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,8 @@ from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .ema import MovingAverage
 from .errors import TrainingError
+from .files import together, writing
+from .generators import seed_generators
 from .initial import initial_encoder
 from .objective import Objective
 from .optimisers import learning_rate_factor, make_optimiser, set_learning_rate
@@ -33,6 +37,8 @@ from .records import FigureLog, check_same_run, write_settings
 from .samples import Sampling, sample_grid, save_grid
 from .stopping import StopRequest
 from .subjects import KeyValueEncoder
+from .tensor_files import check_trained
+from .training_state import TrainingState
 
 ENCODER_FILE = "encoder.safetensors"
 SETTINGS_FILE = "config.json"
@@ -66,6 +72,7 @@ class Trainer:
         self.stripe = Stripe(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped = 0, cast("dict[str, str]", {})
         self.resume: Any = None
+        seed_generators(config.seed, self.stripe.process)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         # The text tokens that the encoder starts from are measured in full precision.
@@ -96,12 +103,21 @@ class Trainer:
                     f"ema_decay is {self.config.ema_decay}: DeepSpeed keeps the weights where no "
                     "average can be taken. Set ema_decay to 0, or use FSDP."
                 )
-        optimiser = make_optimiser(
-            self.config.optimiser, model.parameters(), self.config.learning_rate, options
+            log.warning(
+                "no checkpoints, the encoder file alone: DeepSpeed keeps its state in pickle files, "
+                "which could run code. Use FSDP where the run must be able to go on."
+            )
+        self.has_checkpoints = plugin is None
+        make = partial(
+            make_optimiser,
+            self.config.optimiser,
+            learning_rate=self.config.learning_rate,
+            options=options,
         )
-        prepared: Any = self.accelerator.prepare(model, optimiser)
+        prepared: Any = self.accelerator.prepare(model, make(model.parameters()))
         self.model, self.optimiser = cast("tuple[KeyValueEncoder, Any]", prepared)
         self.average = MovingAverage(list(self.model.parameters()), self.config.ema_decay)
+        self.state = TrainingState(self.accelerator, self.model, self.optimiser, self.average, make)
 
     def begin(self, resume: bool) -> None:
         """Goes on from the last checkpoint, if asked to and there is one.
@@ -110,26 +126,57 @@ class Trainer:
             TrainingError: the folder holds another run, or one that was not asked to go on.
         """
         settings, checkpoint = self.folder / SETTINGS_FILE, latest_checkpoint(self.checkpoints)
+        encoder = self.folder / ENCODER_FILE
         if checkpoint is not None and not resume:
             raise TrainingError(
                 f"{self.folder}: already holds a run, up to {checkpoint.name}. Give --resume to go "
                 "on with it, or choose another output folder."
             )
+        if checkpoint is None and encoder.exists():
+            raise TrainingError(
+                f"{encoder}: is of an earlier run, of which no checkpoint is left to go on from. "
+                "Choose another output folder (initial_encoder can name this file), or move it."
+            )
         if checkpoint is not None:
             check_same_run(self.config, settings)
-            self.step, self.resume, self.skipped = load_checkpoint(
-                self.accelerator, checkpoint, self.average
-            )
+            self.step, self.resume, self.skipped = load_checkpoint(self.state, checkpoint)
             log.info("going on behind %s", checkpoint.name)
-        self.accelerator.wait_for_everyone()
+            if self.resume is None:
+                log.warning("%s holds no place in the data, which begins anew", checkpoint.name)
+        together(self.accelerator, self._open_folder)
+        with writing(self.folder / "tensorboard"):
+            self.accelerator.init_trackers("tensorboard")
+
+    def _open_folder(self) -> None:
+        """Everything that will be written to is there, or the run does not begin."""
         if self.accelerator.is_main_process:
-            write_settings(self.config, settings)
+            with writing(self.checkpoints):
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_settings(self.config, self.folder / SETTINGS_FILE)
             self._log = FigureLog(self.folder / "log.jsonl", self.step)
-        self.accelerator.init_trackers("tensorboard")
 
     def run(self) -> int:
-        """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number."""
+        """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number.
+
+        Raises:
+            TrainingError: the training has diverged, or data or disk have failed.
+        """
         batches = self.data.batches(self.resume, self.stripe)
+        try:
+            status = self._train(batches)
+            _close(batches)
+            self.accelerator.wait_for_everyone()
+            self._end()
+        except BaseException:
+            # What fails while things are taken apart must not hide why they are.
+            with suppress(Exception):
+                _close(batches)
+            with suppress(Exception):
+                self._end()
+            raise
+        return status
+
+    def _train(self, batches: Iterator[Batch]) -> int:
         losses: list[Tensor] = []
         started, saved = time.monotonic(), self.step
         bar = tqdm(
@@ -156,23 +203,22 @@ class Trainer:
                     saved = self.step
                 if must_stop:
                     log.warning("stopped at step %d; --resume goes on from there", self.step)
-                    self._end()
                     return 128 + stop.signal
         if saved != self.step:
             self.save()
         self._report_skipped()
-        self._end()
         return 0
 
     def _end(self) -> None:
         """Takes the processes apart, in an order that lets each of them end."""
-        self.accelerator.wait_for_everyone()
         # The distributed wrapper goes first. Were it the last owner of a gloo group, it would wait
         # for the group's threads with Python's lock in hand, and they for the lock.
         self.model = self.accelerator.unwrap_model(self.model)
+        del self.state
         self.accelerator.free_memory()
         gc.collect()
-        self.accelerator.end_training()
+        with writing(self.folder / "tensorboard"):
+            self.accelerator.end_training()
 
     def _train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimiser step; the loss of its micro-steps."""
@@ -225,12 +271,15 @@ class Trainer:
             "skipped": len(self.skipped),
         }
         bar.set_postfix(loss=f"{mean:.4f}")
-        self.accelerator.log(figures, step=self.step)
+        with writing(self.folder / "tensorboard"):
+            self.accelerator.log(figures, step=self.step)
         if self.accelerator.is_main_process:
             self._log.write(self.step, figures)
 
     def _write_samples(self) -> None:
-        batch = next(self.data.batches(None, Stripe()))
+        batches = self.data.batches(None, Stripe())
+        batch = next(batches)
+        _close(batches)
         count = min(_SHOWN_SAMPLES, len(batch.captions))
         batch.reference_pixels = batch.reference_pixels[:count]
         batch.captions, batch.sizes = batch.captions[:count], batch.sizes[:count]
@@ -253,26 +302,32 @@ class Trainer:
             save_grid(grid, self.folder / "samples" / f"step-{self.step:08d}.png")
             if self.accelerator.trackers:
                 tracker: Any = self.accelerator.get_tracker("tensorboard")
-                tracker.log_images({"samples": grid.numpy()[None]}, self.step, dataformats="NHWC")
+                with writing(self.folder / "tensorboard"):
+                    tracker.log_images(
+                        {"samples": grid.numpy()[None]}, self.step, dataformats="NHWC"
+                    )
 
     def save(self) -> None:
         """A checkpoint, and the encoder file that the nodes load."""
-        save_checkpoint(
-            self.accelerator,
-            self.checkpoints,
-            self.average,
-            self.step,
-            self.resume,
-            self.skipped,
-            self.config.keep,
-        )
+        together(self.accelerator, lambda: check_trained(self.step, self.state.plain_model))
+        if self.has_checkpoints:
+            save_checkpoint(
+                self.state,
+                self.checkpoints,
+                self.step,
+                self.resume,
+                self.skipped,
+                self.config.keep,
+            )
         with self.average.in_place():
             # Views of the weights in place: to be written before those are exchanged again.
             weights = self.accelerator.get_state_dict(self.model)
-            if self.accelerator.is_main_process:
-                save_encoder(
-                    self._finished(cast("dict[str, Tensor]", weights)), self.folder / ENCODER_FILE
-                )
+            together(self.accelerator, lambda: self._write_encoder(weights))
+
+    def _write_encoder(self, weights: Any) -> None:
+        if self.accelerator.is_main_process:
+            path = self.folder / ENCODER_FILE
+            save_encoder(self._finished(cast("dict[str, Tensor]", weights)), path)
 
     def _finished(self, weights: dict[str, Tensor]) -> Encoder:
         """The encoder alone, in the file's precision; of the average where there is one."""
@@ -291,3 +346,10 @@ class Trainer:
         names = sorted({name for each in everywhere for name in each})
         if names:
             log.warning("%d unreadable files were skipped: %s", len(names), ", ".join(names))
+
+
+def _close(batches: Iterator[Batch]) -> None:
+    """Ends the data's readers, where it has any."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()

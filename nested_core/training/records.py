@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
 from .config import TrainingConfig
 from .errors import TrainingError
+from .files import read_object, replace_file, shown, writing
 
 # Settings that may differ when a run goes on. The others would make it another run.
 _MAY_CHANGE = frozenset(
@@ -18,22 +19,28 @@ _MAY_CHANGE = frozenset(
     "tensorboard sample_every sample_prompts sample_steps guidance".split()
 )
 
+log = logging.getLogger(__name__)
+
 
 def write_settings(config: TrainingConfig, path: Path) -> None:
     """The settings, replacing the file when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".unfinished")
-    temporary.write_text(config.to_json(), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, config.to_json().encode())
 
 
 def check_same_run(config: TrainingConfig, path: Path) -> None:
     """Raises TrainingError where the settings are not those of the run that is to go on."""
     if not path.exists():
+        log.warning("%s: is missing; whether the settings are the run's is not checked", path)
         return
-    earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = read_object(path)
+    except TrainingError as error:
+        raise TrainingError(
+            f"{path.parent}: {error} The run's settings cannot be compared. If this run's are right, "
+            f"move {path.name} elsewhere: it is written anew."
+        ) from error
     changed = [
-        f"{name} was {earlier[name]!r}, is {value!r}"
+        f"{name} was {shown(earlier[name])}, is {shown(value)}"
         for name, value in dataclasses.asdict(config).items()
         if name in earlier and earlier[name] != value and name not in _MAY_CHANGE
     ]
@@ -49,20 +56,29 @@ class FigureLog:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # What an interrupted run wrote behind its last checkpoint is done again.
-        kept = [line for line in lines if _step(line) <= resumed_step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with writing(path):
+            if path.exists() and not path.is_file():
+                raise OSError("is no file")
+            content = path.read_bytes() if path.exists() else b""
+        # What an interrupted run wrote behind its last checkpoint is done again. A last line
+        # without an end is of a run that was killed while it wrote.
+        *lines, _ = content.split(b"\n")
+        kept = [line for line in lines if not _is_later(line, resumed_step)]
+        replace_file(path, b"".join(line + b"\n" for line in kept))
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """Adds a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Adds a line.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
-def _step(line: str) -> float:
+def _is_later(line: bytes, step: int) -> bool:
+    """Whether a line is of a later step; one that cannot be read is kept as it is."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return float("inf")  # the last line of a run that was killed while it wrote
+        return bool(json.loads(line)["step"] > step)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False

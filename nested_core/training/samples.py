@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
+from .files import replace_file
 from .objective import Project
 from .protocol import Batch, Caption, Host, PictureSize
 from .subjects import NestedSubjects
@@ -96,5 +98,6 @@ def _shown(reference_pixels: Tensor, side: int) -> Tensor:
 
 def save_grid(grid: UInt8[Tensor, "height width 3"], path: Path) -> None:
     """As a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid.numpy()).save(path)
+    content = io.BytesIO()
+    Image.fromarray(grid.numpy()).save(content, format="PNG")
+    replace_file(path, content.getvalue())

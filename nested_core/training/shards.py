@@ -19,15 +19,16 @@ import logging
 import random
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
 import webdataset
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from .data import collate, let_the_trainer_stop_first, record_from
+from .data import collate, place_in, record_from
 from .errors import TrainingError
 from .examples import (
     Example,
@@ -37,7 +38,9 @@ from .examples import (
     make_example,
     seed_of,
 )
+from .files import shown
 from .protocol import Batch, Caption, Stripe
+from .readers import Failure, or_failure, read_batches
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _MOST_ATTEMPTS = 100
@@ -79,25 +82,35 @@ class ShardData:
                 f"{len(self.shards)} shards for {stripe.num_processes} processes with {readers} "
                 "readers each: every reader needs a shard. Use fewer workers or make more shards."
             )
-        turn = 0 if resume is None else int(resume["turn"])
-        places: dict[str, Any] = {} if resume is None else dict(resume["readers"])
-        if resume is not None and resume["workers"] != self.workers:
+        turn, places = 0, {}
+        if resume is not None:
+            turn = place_in(resume, "turn")
+            places = self._places(resume, readers)
+        # The loader begins with its first worker: it takes the part of whoever is next.
+        with closing(read_batches(_Readers(self, stripe, places, turn), self.workers)) as batches:
+            for batch in batches:
+                turn += 1
+                places = {**places, **batch.resume}
+                batch.resume = {"turn": turn, "workers": self.workers, "readers": places}
+                yield batch
+
+    def _places(self, resume: dict[str, Any], readers: int) -> dict[str, Any]:
+        """Each reader's epoch and how much of it was taken."""
+        if place_in(resume, "workers") != self.workers:
             raise TrainingError(
                 f"workers was {resume['workers']}, is {self.workers}: each reader has a place of its "
                 "own in the shards. Set workers back."
             )
-        # The loader begins with its first worker: it takes the part of whoever is next.
-        loader = DataLoader(
-            _Readers(self, stripe, places, turn),
-            batch_size=None,
-            num_workers=self.workers,
-            worker_init_fn=let_the_trainer_stop_first,
-        )
-        for batch in loader:
-            turn += 1
-            places = {**places, **batch.resume}
-            batch.resume = {"turn": turn, "workers": self.workers, "readers": places}
-            yield batch
+        places: Any = resume.get("readers")
+        if not isinstance(places, dict) or not set(places) <= set(map(str, range(readers))):
+            raise TrainingError(
+                f"The checkpoint's place in the data: readers is {shown(places)}, expected places of "
+                f"{readers} readers."
+            )
+        return {
+            reader: {name: place_in(place, name) for name in ("epoch", "taken")}
+            for reader, place in cast("dict[str, Any]", places).items()
+        }
 
     def some_captions(self, count: int) -> Sequence[Caption]:
         captions: list[Caption] = []
@@ -109,7 +122,7 @@ class ShardData:
         return captions
 
 
-class _Readers(IterableDataset[Batch]):
+class _Readers(IterableDataset[Batch | Failure]):
     """Runs in each worker as that worker's reader."""
 
     def __init__(
@@ -117,18 +130,22 @@ class _Readers(IterableDataset[Batch]):
     ) -> None:
         self.data, self.stripe, self.places, self.turn = data, stripe, places, turn
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Failure]:
         worker = get_worker_info()
         readers = 1 if worker is None else worker.num_workers
         reader = (self.turn + (0 if worker is None else worker.id)) % readers
-        place = self.places.get(str(reader), {"epoch": 0, "taken": 0})
         number = self.stripe.process * readers + reader
         total = self.stripe.num_processes * readers
+        place = self.places.get(str(reader), {"epoch": 0, "taken": 0})
         stream = _Stream(self.data, number, total, place["epoch"], place["taken"])
-        while True:
+
+        def next_batch() -> Batch:
             batch = collate([stream.next_example() for _ in range(self.data.batch_size)])
             batch.resume = {str(reader): {"epoch": stream.epoch, "taken": stream.taken}}
-            yield batch
+            return batch
+
+        while True:
+            yield or_failure(next_batch)
 
 
 class _Stream:
@@ -138,8 +155,7 @@ class _Stream:
         self.data, self.number, self.total = data, number, total
         self.epoch, self.taken = epoch, taken
         self._samples = self._epoch_samples()
-        for _ in range(taken):
-            next(self._samples)
+        self._to_be_passed = taken
 
     def next_example(self) -> tuple[Example, dict[str, str]]:
         skipped: dict[str, str] = {}
@@ -161,6 +177,14 @@ class _Stream:
         )
 
     def _next_sample(self) -> Sample:
+        for number in range(self._to_be_passed):
+            if next(self._samples, None) is None:
+                raise TrainingError(
+                    f"The checkpoint's place in the data: {self._to_be_passed} samples of epoch "
+                    f"{self.epoch} were taken, but its shards now hold {number}. Give the run the "
+                    "shards that it began with."
+                )
+        self._to_be_passed = 0
         for sample in self._samples:
             self.taken += 1
             return sample

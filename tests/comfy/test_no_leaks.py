@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from collections.abc import Mapping, MutableSequence, Set
 from dataclasses import fields
 
 import beside
@@ -147,6 +149,69 @@ class TestQueueingManyTimes:
         scene.sample(
             model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE), steps=1
         )
+
+
+class TestManyDifferentGraphs:
+    """What a server meets in a day: no two alike, and each forgotten when the next is queued."""
+
+    NUM_GRAPHS = 12
+
+    def test_they_leave_nothing_behind(self, sdxl):
+        sdxl.height, sdxl.width = 8, 8
+        numbers = iter(range(10_000))
+        # Twice the same kinds in the same order: the first ones fill what is made once.
+        first, second = (self._queue_several(sdxl, numbers) for _ in range(2))
+        assert first == second
+
+    def _queue_several(self, scene, numbers):
+        for number, _ in zip(numbers, range(self.NUM_GRAPHS), strict=False):
+            self._queue(scene, number)
+        return _live_objects(), _held_by_modules()
+
+    @staticmethod
+    def _queue(scene, number):
+        tokens = [f"<{letter}{number}>" for letter in "ab"]
+        bindings = [
+            scene.bind(
+                scene.subject(2 * number + place),
+                token,
+                f"noun{number % 5}",
+                mask=torch.full((1, 8, 8), 0.5) if number % 2 == place else None,
+            )
+            for place, token in enumerate(tokens)
+        ]
+        model, clip = scene.apply(*bindings, separation=float(number % 4 > 1))
+        record = None
+        if number % 3 == 0:
+            model, record = pack.run("RecordMaps", model=model)
+        positive = scene.encode(clip, f"{tokens[0]} beside {tokens[1]} in picture {number}")
+        negative = scene.encode(clip, beside.NEGATIVE)
+        if number % 6 == 5:  # interrupted
+            model = model.clone()
+            model.add_wrapper_with_key("diffusion_model", "interrupts", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                scene.sample(model, positive, negative, steps=1)
+            return
+        scene.sample(model, positive, negative, steps=1, batch=1 + number % 2)
+        if record is not None:
+            pack.run("ShowMaps", record=record, samples=None)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def _held_by_modules():
+    """How many entries every container and function cache of the pack's modules has."""
+    held = {}
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith(f"{_PACK}."):
+            for name, value in vars(module).items():
+                if hasattr(value, "cache_info"):
+                    held[module_name, name] = value.cache_info().currsize
+                elif isinstance(value, (Mapping, MutableSequence, Set)):
+                    held[module_name, name] = len(value)
+    return held
 
 
 def _live_objects():

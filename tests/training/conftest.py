@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from nested_core.training.config import TrainingConfig
 
-RESOLUTION = 64
 _NEEDED = ("accelerate", "diffusers", "webdataset")  # `dev.py` installs them
 
 if all(importlib.util.find_spec(name) for name in _NEEDED):
     sys.path.append(str(Path(__file__).parent))
-    from tiny_models import save_tiny_base, save_tiny_image_encoder, write_picture
+    from tiny_models import (
+        save_tiny_base,
+        save_tiny_image_encoder,
+        tiny_settings,
+        write_examples,
+    )
 else:
     collect_ignore_glob = ["test_*.py"]
 
@@ -54,21 +56,7 @@ def image_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data_folder(tmp_path: Path) -> Path:
     """Six pictures; the last has references of its own and a mask."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    lines: list[dict[str, Any]] = []
-    for index in range(6):
-        write_picture(folder / f"{index}.png", index)
-        lines.append(
-            {"file_name": f"{index}.png", "text": f"a photo of {{subject}} number {index}"}
-        )
-    Image.new("L", (80, 72), 0).save(folder / "mask.png")
-    mask = Image.new("L", (80, 72), 0)
-    mask.paste(255, (10, 10, 50, 60))
-    mask.save(folder / "mask.png")
-    lines[5] |= {"reference": ["0.png", "1.png"], "mask": "mask.png"}
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return write_examples(tmp_path / "data")
 
 
 MakeConfig = Callable[..., TrainingConfig]
@@ -84,28 +72,8 @@ def settings(
     """Settings of a run on the tiny SD1.5, as a dictionary; keyword arguments replace them."""
 
     def make(family: str = "sd15", **changes: Any) -> dict[str, Any]:
-        return {
-            "output": str(tmp_path / "run"),
-            "base": str(base_folders[family]),
-            "image_encoder": str(image_encoder_folder),
-            "data": str(data_folder),
-            "resolution": RESOLUTION,
-            "workers": 0,
-            "num_queries": 3,
-            "resampler_dim": 16,
-            "resampler_depth": 1,
-            "resampler_heads": 2,
-            "resampler_dim_head": 8,
-            "steps": 4,
-            "batch_size": 2,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-            "save_precision": "float32",
-            "log_every": 1,
-            "tensorboard": False,
-            "sample_every": 0,
-            **changes,
-        }
+        folders = (base_folders[family], image_encoder_folder, data_folder)
+        return {**tiny_settings(tmp_path / "run", *folders), **changes}
 
     return make
 

@@ -111,6 +111,24 @@ def test_the_readers_must_be_as_many_as_before(shard_pattern) -> None:
         take(shards(shard_pattern), 1, resume=resume)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"turn": -1}, "turn is -1, expected a whole number"),
+        ({"workers": None}, "workers is None"),
+        ({"readers": None}, "readers is None, expected places of 1 readers"),
+        ({"readers": {"7": {}}}, "readers is {'7': {}}"),
+        ({"readers": {"0": 3}}, "epoch is None"),
+        ({"readers": {"0": {"epoch": 0, "taken": "1"}}}, "taken is '1'"),
+        ({"readers": {"0": {"epoch": 0, "taken": 10**15}}}, "but its shards now hold 20"),
+    ],
+)
+def test_a_place_in_the_shards_that_is_none_is_named(shard_pattern, changes, message) -> None:
+    resume = take(shards(shard_pattern), 1)[0].resume
+    with pytest.raises(TrainingError, match=f"The checkpoint's place in the data: .*{message}"):
+        take(shards(shard_pattern), 1, resume={**resume, **changes})
+
+
 def test_what_is_no_shard_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="neither a folder nor shards"):
         expand_shards(str(tmp_path / "nothing"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+RESOLUTION = 64
 TEXT_WIDTH = {"sd15": 16, "sdxl": 16 + 32}
 _UNETS: dict[str, dict[str, Any]] = {
     # Both have the layout of the tiny UNets that the tests of the nodes use.
@@ -140,3 +142,54 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (80, 72)) -> No
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(0, 256, (4, 5, 3), generator=generator, dtype=torch.uint8).numpy()
     Image.fromarray(colours).resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def write_examples(folder: Path) -> Path:
+    """A data folder of six pictures; the last has references of its own and a mask."""
+    folder.mkdir()
+    lines: list[dict[str, Any]] = []
+    for index in range(6):
+        write_picture(folder / f"{index}.png", index)
+        lines.append(
+            {"file_name": f"{index}.png", "text": f"a photo of {{subject}} number {index}"}
+        )
+    mask = Image.new("L", (80, 72), 0)
+    mask.paste(255, (10, 10, 50, 60))
+    mask.save(folder / "mask.png")
+    lines[5] |= {"reference": ["0.png", "1.png"], "mask": "mask.png"}
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def tiny_settings(output: Path, base: Path, image_encoder: Path, data: Path) -> dict[str, Any]:
+    """Settings of a run of four steps on tiny models."""
+    return {
+        "output": str(output),
+        "base": str(base),
+        "image_encoder": str(image_encoder),
+        "data": str(data),
+        "resolution": RESOLUTION,
+        "workers": 0,
+        "num_queries": 3,
+        "resampler_dim": 16,
+        "resampler_depth": 1,
+        "resampler_heads": 2,
+        "resampler_dim_head": 8,
+        "steps": 4,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "save_precision": "float32",
+        "log_every": 1,
+        "tensorboard": False,
+        "sample_every": 0,
+    }
+
+
+def checkpoint_contents(folder: Path) -> dict[str, Any]:
+    """The bytes of a checkpoint's files by name."""
+    contents: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in [name for name in contents if name.startswith("generators")]:
+        # Python's generator is left out: the checks of types and shapes in the tests draw from it.
+        contents[name] = {**json.loads(contents[name]), "python": None}
+    return contents
