@@ -68,7 +68,8 @@ class Report:
                 "(ConditioningConcat, ConditioningAverage: bind in 'conditioning_to', or use "
                 "ConditioningCombine), a text node that encodes without them (PhotoMaker Encode, nodes "
                 "that weight words in their own way), a prompt encoded with the checkpoint's own CLIP, or "
-                "two tokens at one place of SDXL's two prompts. Harmless if that prompt belongs to another sampler.",
+                "two tokens at one place of SDXL's two prompts. Harmless if that prompt belongs to another "
+                "sampler.",
                 [each.node for each in lost],
             )
 

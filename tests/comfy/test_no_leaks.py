@@ -192,9 +192,9 @@ class TestManyDifferentGraphs:
             with pytest.raises(KeyboardInterrupt):
                 scene.sample(model, positive, negative, steps=1)
             return
-        scene.sample(model, positive, negative, steps=1, batch=1 + number % 2)
+        latents = scene.sample(model, positive, negative, steps=1, batch=1 + number % 2)
         if record is not None:
-            pack.run("ShowMaps", record=record, samples=None)
+            pack.run("ShowMaps", record=record, samples={"samples": latents})
 
 
 def _interrupt(*_):
