@@ -26,6 +26,7 @@ _ALIKE, _ALIKE_WORDS = 0.75, 0.87
 _EATEN_BY_THE_PAGE = ("{", "}", "//", "/*")
 _BRACKETS = "<>()[]{}«»‹›＜＞〈〉\"'`“”‘’*_"
 _LISTED = 6
+_MAX_COMPARED = 4000  # words of the prompts, the first ones: a pasted novel is no slip
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def _likeness(one: str, other: str) -> float:
         return 0.0
     if bare == other_bare:
         return 1.0
-    return difflib.SequenceMatcher(None, bare, other_bare).ratio()
+    matcher = difflib.SequenceMatcher(None, bare, other_bare)
+    # Both bounds are cheap, and nearly every word of a prompt fails them.
+    bound = min(matcher.real_quick_ratio(), matcher.quick_ratio())
+    return matcher.ratio() if bound >= _ALIKE else 0.0
 
 
 def _bare(word: str) -> str:
@@ -92,9 +96,12 @@ def similar_in(texts: Iterable[str], token: str) -> str | None:
         bracketed += _BRACKETED.findall(text)
         single = [each.strip(",.;:!?") for each in _WORD.findall(text)]
         # A slip may put a space into a token (`< anna >`) or be in one that has spaces.
-        for length in {num_words, num_words + 1, num_words + 2, 1}:
+        for length in sorted({num_words + 2, num_words + 1, num_words, 1}, reverse=True):
             words += [" ".join(single[n : n + length]) for n in range(len(single) - length + 1)]
-    bracketed, words = ([word for word in of if word != token] for of in (bracketed, words))
+    bracketed, words = (
+        [word for word in dict.fromkeys(of) if word != token][:_MAX_COMPARED]
+        for of in (bracketed, words)
+    )
     return most_similar(token, bracketed) or most_similar(token, words, _ALIKE_WORDS)
 
 

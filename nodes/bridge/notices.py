@@ -11,12 +11,12 @@ import sys
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+from ...nested_core.errors import readable
+
 try:
     from comfy_execution.utils import get_executing_context
 except ImportError:  # not in every release; then nobody knows which node runs
     get_executing_context = None
-
-_MAX_CHARACTERS = 2000
 
 
 def current_node() -> str | None:
@@ -39,16 +39,11 @@ def current_run() -> tuple[str, str] | None:
 
 def tell(text: str, nodes: Iterable[str | None] = (), level: int = logging.WARNING) -> None:
     """One sentence, in the log and on these nodes."""
-    text = _readable(text)
+    text = readable(text)
     logging.log(level, "Nested Attention: %s", text)
     for node in dict.fromkeys(nodes):
         if node is not None:
             _show(text, node)
-
-
-def _readable(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 4] + " ..."
 
 
 def _show(text: str, node: str) -> None:
@@ -97,11 +92,11 @@ class Notices:
         if kind in self._said:
             return
         self._said.add(kind)
-        text = _readable(text)
+        text = readable(text)
         logging.log(level, "Nested Attention: %s", text)
         for node in dict.fromkeys(nodes or (self._node,)):
             if node is not None:
                 # A node shows one text: what was said before stays above it.
                 lines = self._on_node.setdefault(node, [])
                 lines.append(text)
-                _show("\n".join(lines), node)
+                _show(readable("\n".join(lines)), node)

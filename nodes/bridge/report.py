@@ -45,19 +45,33 @@ class Report:
 
     def begin(self) -> None:
         """Says which subjects cannot act, and which words of the prompts nobody knows."""
-        lost = lost_bindings(self._bindings, self._arriving)
+        missing = [each for each in self._bindings if each.id not in self._arrived]
+        strange = [each for each in missing if each.token in self._strange_tokens()]
+        for binding in strange:
+            self._notices.say(
+                f"{binding.token} does not act: the {binding.token} of the prompt is another subject's. "
+                "MODEL and CLIP come from Apply nodes with different bindings: take both from the same "
+                "one.",
+                [binding.node],
+            )
+        missing = [each for each in missing if each not in strange]
+        lost = [each for each in lost_bindings(self._bindings, self._arriving) if each in missing]
         self._say_lost(lost)
-        missing = [
-            each for each in self._bindings if each.id not in self._arrived and each not in lost
-        ]
         # Of several subjects a prompt may well leave one out; all of them it hardly means to.
-        is_meant = len(missing) < len(self._bindings)
+        is_meant = len(missing) - len(lost) < len(self._bindings)
         for binding in missing:
-            self._say_missing(binding, is_meant)
+            if binding not in lost:
+                self._say_missing(binding, is_meant)
         tokens = [binding.token for binding in self._bindings]
         for prompt in self._prompts:
             self._say_unknown_words(prompt, tokens)
         self._say_changed()
+
+    def _strange_tokens(self) -> set[str]:
+        """Tokens of the prompts that are bound to subjects which this model does not know."""
+        known = {binding.id for binding in self._bindings}
+        maps = [slots for slots in map(slot_map_of, self._arriving) if slots is not None]
+        return {token for slots in maps for each, token in slots.names.items() if each not in known}
 
     def _say_lost(self, lost: Sequence[Binding]) -> None:
         if lost:
@@ -75,28 +89,15 @@ class Report:
 
     def _say_missing(self, binding: Binding, is_meant: bool) -> None:
         token = binding.token
-        others = [
-            slots.names[each]
-            for slots in map(slot_map_of, self._arriving)
-            if slots is not None
-            for each in slots.ids - {binding.id}
-            if each in slots.names
-        ]
-        if token in others:
+        similar = diagnosis.similar_in([each.text for each in self._prompts], token)
+        is_meant = is_meant and similar is None
+        why = diagnosis.why_not_written(token, similar)
+        if similar is None and self._strangers:
             why = (
-                f"the {token} of the prompt is another subject's. MODEL and CLIP come from Apply nodes "
-                "with different bindings: take both from the same one"
+                f"{self._strangers} of {len(self._arriving)} prompts of this sampling were not encoded "
+                "with the CLIP of Apply Nested Attention, or lost on their way what came with it, and "
+                f"no other says {token}. Encode the prompt that says it with that CLIP"
             )
-        else:
-            similar = diagnosis.similar_in([each.text for each in self._prompts], token)
-            is_meant = is_meant and similar is None
-            why = diagnosis.why_not_written(token, similar)
-            if similar is None and self._strangers:
-                why = (
-                    f"{self._strangers} of {len(self._arriving)} prompts of this sampling were not encoded "
-                    "with the CLIP of Apply Nested Attention, or lost on their way what came with it, and "
-                    f"no other says {token}. Encode the prompt that says it with that CLIP"
-                )
         level = logging.INFO if is_meant else logging.WARNING
         self._notices.say(f"{token} does not act: {why}.", [binding.node], level)
 
