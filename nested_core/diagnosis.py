@@ -85,7 +85,7 @@ def _bare(word: str) -> str:
     """Without case, brackets, punctuation around it, and ways of writing one letter."""
     folded = unicodedata.normalize("NFKC", word).casefold()
     folded = _WEIGHT.sub("", folded)
-    return folded.strip(_BRACKETS + ".,;:!?/\\|-")
+    return folded.strip(_BRACKETS + " .,;:!?/\\|-")
 
 
 def similar_in(texts: Iterable[str], token: str) -> str | None:
