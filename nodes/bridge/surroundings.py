@@ -24,7 +24,9 @@ def names_around(
 ) -> frozenset[str]:
     """The functions that are not ComfyUI's own: wrappers, and forwards that stand in for a class's."""
     found = {name_of(each) for each in _functions(base_model, blocks, options)}
-    return frozenset(each for each in found if not each.startswith(("comfy.", "comfy_", "torch.", _OURS)))
+    return frozenset(
+        each for each in found if not each.startswith(("comfy.", "comfy_", "torch.", _OURS))
+    )
 
 
 def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:
