@@ -153,4 +153,5 @@ def _ranges(steps: Iterable[int], num_steps: int) -> str:
             runs.append([each, each])
     shown = [f"{a + 1}" if a == b else f"{a + 1}-{b + 1}" for a, b in runs[:_LISTED]]
     more = ", ..." if len(runs) > _LISTED else ""
-    return f"steps {', '.join(shown)}{more} of {num_steps}"
+    noun = "step" if len(ordered) == 1 else "steps"
+    return f"{noun} {', '.join(shown)}{more} of {num_steps}"

@@ -6,6 +6,7 @@ how it looks or where it goes.
 
 from __future__ import annotations
 
+import html
 import logging
 import sys
 from collections.abc import Hashable, Iterable
@@ -53,7 +54,8 @@ def _show(text: str, node: str) -> None:
     if page is None or not hasattr(page, "send_progress_text"):
         return
     try:
-        page.send_progress_text(text, node)
+        # The page takes it for HTML, in which <anna> would be a tag and be gone.
+        page.send_progress_text(html.escape(text, quote=False), node)
     except Exception:  # the sentence stands in the log; a page that went away stops no sampling
         logging.debug("Nested Attention: node %s could not be reached", node, exc_info=True)
 

@@ -82,7 +82,7 @@ class TestSentences:
         "rows, steps, expected",
         [
             (1, range(30), "<anna> acted: 1 picture, steps 1-30 of 30, 12.3% of attention"),
-            (4, [0], "<anna> acted: 4 pictures, steps 1 of 30, 12.3% of attention"),
+            (4, [0], "<anna> acted: 4 pictures, step 1 of 30, 12.3% of attention"),
             (2, [3, 4, 9], "<anna> acted: 2 pictures, steps 4-5, 10 of 30, 12.3% of attention"),
         ],
     )

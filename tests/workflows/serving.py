@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import importlib.util
 import os
 import sys
@@ -51,7 +52,7 @@ class Server:
         return self._ask(lambda client: client.run(prompt))
 
     def texts_of(self, prompt: dict[str, Any]) -> dict[str, str]:
-        """Runs the prompt; what each node shows at its end."""
+        """Runs the prompt; what each node shows at its end, read as the page reads it."""
         shown: dict[str, str] = {}
         self._ask(lambda client: client.run(prompt, said=shown.__setitem__))
-        return shown
+        return {node: html.unescape(text) for node, text in shown.items()}

@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 from graph_to_api import api_prompt
 from serving import ROOT
+from stand_ins import two_subjects
 
 pytestmark = [
     pytest.mark.server,
@@ -123,6 +124,36 @@ def test_a_workflow_from_before_an_input_was_added_opens_with_its_default(page):
     assert found["EncodeSubject"]["weights"] == ""
     assert (found["BindSubject"]["fidelity"], found["BindSubject"]["schedule"]) == (0.5, "constant")
     assert found["BindSubject"]["token"] == "<anna>"
+
+
+_SHOWN = """
+return [...document.querySelectorAll('span')].filter((each) => !each.children.length)
+  .map((each) => each.textContent)
+"""
+
+
+def test_what_became_of_a_subject_is_read_on_its_node(page):
+    """Tokens look like HTML's tags, and a page that takes them for tags shows nothing of them."""
+    prompt = two_subjects()
+    prompt["latent"]["inputs"].update(width=64, height=64)
+    prompt["positive"]["inputs"]["text"] = "a photo of <anna> and <Rex>"
+    prompt["sampler"]["inputs"]["seed"] = 31
+    page.execute_async_script(
+        "const [api, done] = arguments; Promise.resolve(app.loadApiJson(api, 'two'))"
+        ".then(() => app.queuePrompt(0, 1)).then(done)",
+        prompt,
+    )
+    page.execute_script("app.canvas.ds.scale = 1.3; app.canvas.ds.offset = [-450, 20]")
+    _wait_until(
+        page, _SHOWN.replace("return", "return (") + ").some((text) => / acted/.test(text))"
+    )
+    shown = page.execute_script(_SHOWN)
+    for expected in (
+        "<anna> acted: 1 picture, step 1 of 1, ",
+        "<rex> does not act: no prompt of this sampling says <rex>; one says <Rex>.",
+        "the prompt says <Rex>, which no binding knows. Did you mean <rex>?",
+    ):
+        assert any(text.startswith(expected) for text in shown), expected
 
 
 def test_the_help_of_a_node_is_served(server, page):
