@@ -41,12 +41,42 @@ class Sent:
     Attributes:
         latent: `[pictures, channels, height, width]`.
         masks: of every masked binding, `[pictures, 1, height, width]` in image coordinates.
+        is_direct: whether nothing of another pack stands between here and the UNet.
     """
 
     latent: Tensor
     frame: Frame
     prompts: tuple[SentPrompt, ...]
     masks: tuple[Tensor, ...]
+    is_direct: bool = True
+
+    def holds(self, told: Arrival, latent: Tensor, context: Tensor | None) -> bool:
+        """Whether rows are still those of which something was told, by their text and pixels.
+
+        Somebody may have changed their order, or moved their content, and kept the shapes. This looks
+        at the device.
+        """
+        if told.places is None or context is None or len(context) != len(latent):
+            return False
+        texts = {each.number: _rows_that_read(each.context, context) for each in self.prompts}
+        return all(
+            place.conditioning in texts
+            and bool(texts[place.conditioning][row])
+            and (not any(told.slots[row]) or self._shows(place, latent[row]))
+            for row, place in enumerate(told.places)
+        )
+
+    def _shows(self, place: Place, pixels: Tensor) -> bool:
+        down, across = slice(place.height), slice(place.width)
+        frame = self.frame
+        for row in range(len(self.latent)):
+            corner = frame.place(place.conditioning, row, (place.height, place.width, 0, 0))
+            if corner.picture == place.picture:
+                top, left = place.top - corner.top, place.left - corner.left
+                cut = self.latent[row, :, top:, left:][:, down, across]
+                if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
+                    return True
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +178,7 @@ def _where_cut(sent: Tensor, tiles: Tensor) -> list[list[_Cut]]:
         return found
     if height > sent.shape[-2] or width > sent.shape[-1]:
         return found
-    tiles = tiles.to(sent)
+    sent = sent.to(tiles)
     corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
     hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
     if len(hits) > _MAX_PLACES * len(tiles):

@@ -140,6 +140,9 @@ class RegionMaps(comfy.conds.CONDRegular):
         super().__init__(cond)
         self.frame = frame
 
+    def _copy_with(self, cond: Sequence[Tensor]) -> RegionMaps:
+        return RegionMaps(cond, self.frame)
+
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> RegionMaps:
         masks = [self.frame.of_masks(mask, batch_size) for mask in self.cond]
         if area is not None:
@@ -191,10 +194,16 @@ class PlaceMap(comfy.conds.CONDRegular):
         """Before any batch is known: one row that says whose it is."""
         return cls(torch.tensor([[number]], dtype=torch.int32), frame)
 
+    def _copy_with(self, cond: Tensor) -> PlaceMap:
+        return PlaceMap(cond, self.frame)
+
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> PlaceMap:
         frame, number = self.frame, int(self.cond[0, 0])
-        box = (frame.height, frame.width, 0, 0) if area is None else area[:4]
-        rows: list[Place] = [frame.place(number, row, box) for row in range(batch_size)]
+        if batch_size == frame.num_rows:
+            box = (frame.height, frame.width, 0, 0) if area is None else area[:4]
+            rows = [frame.place(number, row, box) for row in range(batch_size)]
+        else:  # another pack took some pictures out of the batch, and nobody here knows which
+            rows = [Place.unknown(number)] * batch_size
         return PlaceMap(torch.tensor(rows, dtype=torch.int32), frame)
 
 

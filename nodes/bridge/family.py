@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import comfy.supported_models
-from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...nested_core.encoder import Encoder
@@ -36,7 +36,7 @@ def site_dims(model: ModelPatcher) -> dict[AttentionSite, int]:
         HostError: the model is not a UNet of a supported family; it is named.
     """
     return {
-        site: block.attn2.heads * block.attn2.dim_head
+        site: block.n_heads * block.d_head  # the layer itself may be another pack's
         for site, block in blocks_of(_unet(model)).items()
     }
 
@@ -72,11 +72,8 @@ def _transformer_blocks(level: Any) -> list[Any]:
         if isinstance(layer, SpatialTransformer)
         for block in layer.transformer_blocks
     ]
-    return [
-        block
-        for block in blocks
-        if isinstance(block, BasicTransformerBlock) and block.attn2 is not None
-    ]
+    # Not by class: another pack may have put a block of its own there.
+    return [block for block in blocks if getattr(block, "attn2", None) is not None]
 
 
 def _unet(model: ModelPatcher) -> UNetModel:

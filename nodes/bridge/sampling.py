@@ -179,6 +179,9 @@ class Sampling:
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._kept: list[Any] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sampling:
+        return self  # packs copy options with all that is in them; a sampling has one state
+
     @classmethod
     def unknown(cls) -> Sampling:
         """For a call of the UNet that belongs to no sampling that anybody announced."""

@@ -133,8 +133,13 @@ class SiteCall:
         """Whether some subject is to act there."""
         return any(site in subject.sites for subject in self.subjects)
 
-    def attend(
+    def __deepcopy__(self, memo: dict[int, Any]) -> SiteCall:
+        # It is a moment, of which there is one: packs copy options with all that is in them.
+        return self
+
+    def added_to(
         self,
+        base: Tensor,
         site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
@@ -142,7 +147,6 @@ class SiteCall:
         options: Mapping[str, Any],
     ) -> Tensor:
         """The host's own output of this site, with the subjects in place of their tokens' values."""
-        base = self._base(site, query, key, value, options)
         deltas = self.deltas(site, query, key, value, options)
         if not deltas:
             return base
@@ -166,10 +170,12 @@ class SiteCall:
         """
         if self.is_over or site is None or not self.acts_at(site):
             return []
-        self.reached.add(site)
         heads = self._heads(site, options)
+        if heads is None:
+            return []
+        self.reached.add(site)
         place = self._place(query, key, options)
-        if heads is None or place is None:
+        if place is None:
             return []
         grid, where = place
         query, key, value = (split_heads(each, heads) for each in (query, key, value))
@@ -212,7 +218,7 @@ class SiteCall:
         device = occurrences[0].positions.device
         return torch.empty(len(group.row_numbers), len(occurrences), *grid, device=device)
 
-    def _base(
+    def base(
         self,
         site: AttentionSite | None,
         query: Tensor,

@@ -36,37 +36,40 @@ current_call: ContextVar[SiteCall | None] = ContextVar("nested_attention_call", 
 class _Standing:
     """Anything of ours in the options, told from what is other packs'."""
 
-    call: SiteCall
+    def __init__(self, call: SiteCall) -> None:
+        self.call = call
+
+    @property
+    def acting(self) -> SiteCall:
+        """The call that is under way: some packs keep the options of an earlier one and use them."""
+        return (current_call.get() or self.call) if self.call.is_over else self.call
 
 
 class SitePatch(_Standing):
     """A replace-patch of one site in one call."""
 
     def __init__(self, call: SiteCall, site: AttentionSite, within: Patch | None) -> None:
-        self.call, self.site, self.within = call, site, within
+        super().__init__(call)
+        self.site, self.within = site, within
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: Any) -> Tensor:
-        return self.call.attend(self.site, query, key, value, options)
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: Any = None) -> Tensor:
+        options = {} if options is None else options  # another pack's block need not have any
+        base = self.call.base(self.site, query, key, value, options)
+        return self.acting.added_to(base, self.site, query, key, value, options)
 
 
 class LayerInput(_Standing):
     """Behind all patches of a layer's inputs: remembers what the layer is about to be given."""
 
-    def __init__(self, call: SiteCall) -> None:
-        self.call = call
-
     def __call__(self, hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
-        return _remember(self.call, hidden, context, value, options)
+        return _remember(self.acting, hidden, context, value, options)
 
 
 class LayerOutput(_Standing):
     """Before all patches of a layer's output: adds what the subjects do to it."""
 
-    def __init__(self, call: SiteCall) -> None:
-        self.call = call
-
     def __call__(self, output: Tensor, options: Any) -> Tensor:
-        return _add(self.call, output, options)
+        return _add(self.acting, output, options)
 
 
 def _remember(call: SiteCall, hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
@@ -145,7 +148,7 @@ def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without anything of ours: some remember those of an earlier or a wider call."""
     options = {key: each for key, each in options.items() if key != CALL_KEY}
     table = options.get("patches_replace", {}).get("attn2", {})
-    if any(isinstance(each, SitePatch) for each in table.values()):
+    if any(_is_ours(each) for each in table.values()):
         kept = {key: _without_ours(each) for key, each in table.items()}
         # What stands on a whole block was within the patches of its sites, and still stands there.
         kept = {
@@ -155,9 +158,9 @@ def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
         }
         options = {**options, "patches_replace": {**options["patches_replace"], "attn2": kept}}
     patches = options.get("patches", {})
-    if any(isinstance(each, _Standing) for listed in patches.values() for each in listed):
+    if any(_is_ours(each) for listed in patches.values() for each in listed):
         kept = {
-            name: [each for each in listed if not isinstance(each, _Standing)]
+            name: [each for each in listed if not _is_ours(each)]
             for name, listed in patches.items()
         }
         options = {**options, "patches": {name: listed for name, listed in kept.items() if listed}}
@@ -165,7 +168,16 @@ def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_ours(patch: Patch) -> Patch | None:
-    return patch.within if isinstance(patch, SitePatch) else patch
+    if isinstance(patch, SitePatch):
+        return patch.within
+    return None if _is_ours(patch) else patch
+
+
+def _is_ours(patch: Any) -> bool:
+    if isinstance(patch, _Standing):
+        return True
+    # Only where something was compiled already: asking for them loads the compiler.
+    return bool(_traced.cache_info().currsize) and any(patch is each for each in _traced())
 
 
 def sites_beside(
@@ -205,7 +217,9 @@ def _traced() -> _Traced:
 
 
 def _attend_now(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    return _now().attend(site_of(options), query, key, value, options)
+    call, site = _now(), site_of(options)
+    base = call.base(site, query, key, value, options)
+    return call.added_to(base, site, query, key, value, options)
 
 
 def _remember_now(hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
@@ -217,9 +231,8 @@ def _add_now(output: Tensor, options: Any) -> Tensor:
 
 
 def _now() -> SiteCall:
-    call = current_call.get()
-    assert call is not None
-    return call
+    """Nobody acts where a pack has kept these functions and calls them by itself."""
+    return current_call.get() or SiteCall(0, 0, {}, say=lambda *_, **__: None)
 
 
 def is_hosts_own(layer: Any) -> bool:
@@ -237,6 +250,19 @@ def is_hosts_own(layer: Any) -> bool:
 
 def _file_of(function: Any) -> str | None:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
+
+
+@contextmanager
+def resting(call: SiteCall | None) -> Iterator[None]:
+    """Nothing of this call acts meanwhile, wherever somebody kept it."""
+    if call is None or call.is_over:
+        yield
+        return
+    call.is_over = True
+    try:
+        yield
+    finally:
+        call.is_over = False
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...nested_core.binding import Binding
@@ -21,10 +22,12 @@ from .plan import Acting, Planner
 from .sampling import SAMPLING_KEY, Sampling
 from .site_call import SiteCall
 from .site_patch import (
+    CALL_KEY,
     current_call,
     is_open,
     put_up,
     put_up_compiled,
+    resting,
     sites_beside,
     take_down,
     traced_apart,
@@ -64,12 +67,14 @@ class UNetCalls:
         """Gives every conditioning of this call a slot map, so that they can still be batched."""
         sampling = _sampling_of(model_options)
         sampling.sent = None
+        around, name = _around(model, model_options)
+        if around is not None:
+            sampling.surroundings.add(name)
+            wrapper = partial(self._call_around, around, model, sampling)
+            model_options = {**model_options, _FUNCTION_WRAPPER: wrapper}
         if any(slot_map_of(each) is not None for group in conds for each in group or ()):
-            conds, sampling.sent = self._send(conds, x_in, model_options, sampling)
-            around = model_options.get(_FUNCTION_WRAPPER)
-            if around is not None:
-                wrapper = partial(self._call_around, around, sampling)
-                model_options = {**model_options, _FUNCTION_WRAPPER: wrapper}
+            is_direct = around is None and not _has_strangers(model_options)
+            conds, sampling.sent = self._send(conds, x_in, model_options, sampling, is_direct)
         return executor(model, conds, x_in, timestep, model_options, *args, **kwargs)
 
     def _send(
@@ -78,6 +83,7 @@ class UNetCalls:
         latent: Tensor,
         model_options: Mapping[str, Any],
         sampling: Sampling,
+        is_direct: bool,
     ) -> tuple[Conditionings, Sent]:
         frame = Frame.of_call(latent, model_options)
         masks = tuple(binding.mask[:, None] for binding in self._masked if binding.mask is not None)
@@ -93,11 +99,12 @@ class UNetCalls:
                 assert mapped is not None
                 mapped.append(found)
             sent.append(mapped)
-        return sent, Sent(latent, frame, tuple(prompts), masks)
+        return sent, Sent(latent, frame, tuple(prompts), masks, is_direct)
 
     def _call_around(
         self,
         around: Callable[..., Tensor],
+        model: Any,
         sampling: Sampling,
         apply_model: Callable[..., Tensor],
         arguments: Mapping[str, Any],
@@ -107,19 +114,21 @@ class UNetCalls:
         It may run the UNet's blocks by itself, so the subjects stand in its options already. Where
         it calls the UNet after all, these are taken down again and planned for what arrives there.
         """
-        sampling.surroundings.add(name_of(around))
-        conditions = dict(arguments["c"])
-        options = dict(conditions.get("transformer_options") or {})
-        base_model = getattr(apply_model, "__self__", None)
-        slots, masks = conditions.get(SLOTS_KEY), conditions.get(REGIONS_KEY, ())
-        if base_model is None or slots is None:
-            return around(apply_model, arguments)
-        latent = arguments["input"]
-        told = as_told(latent, slots, masks, conditions.get(PLACES_KEY))
-        call = self._call(base_model, latent, arguments["timestep"], told, options, sampling)
-        if not call.groups:
-            return around(apply_model, arguments)
-        conditions["transformer_options"] = put_up(options, call)
+        conditions, latent = dict(arguments["c"]), arguments["input"]
+        options = take_down(conditions.get("transformer_options") or {})
+        base_model = getattr(apply_model, "__self__", model)  # of several devices, the one that runs
+        arrival = self._arrival(
+            sampling,
+            latent,
+            conditions.get("c_crossattn"),
+            conditions.get(SLOTS_KEY),
+            conditions.get(REGIONS_KEY, ()),
+            conditions.get(PLACES_KEY),
+        )
+        call = self._call(base_model, latent, arguments["timestep"], arrival, options, sampling)
+        if not _is_bound(arrival):
+            options.pop(SAMPLING_KEY, None)
+        conditions["transformer_options"] = put_up(options, call) if call.groups else options
         return _run(call, partial(around, apply_model, {**arguments, "c": conditions}))
 
     def apply_model(
@@ -136,24 +145,23 @@ class UNetCalls:
         """Puts the subjects into the options for this call alone, where any is to act."""
         options = take_down(transformer_options or {})
         sampling = options.pop(SAMPLING_KEY, None) or Sampling.unknown()
-        wider = current_call.get()
-        if wider is not None:
-            wider.is_over = True  # the UNet is called after all: what arrives here counts
         slots, masks = kwargs.pop(SLOTS_KEY, None), kwargs.pop(REGIONS_KEY, ())
         places = kwargs.pop(PLACES_KEY, None)
         base_model = executor.class_obj
         arrival = self._arrival(sampling, x, c_crossattn, slots, masks, places)
         run = partial(executor, x, t, c_concat, c_crossattn, control)
-        compiled = is_compiled(base_model, options)
-        if not compiled and not _is_bound(arrival):
-            return run(options, **kwargs)
-        call = self._call(base_model, x, t, arrival, options, sampling)
-        if compiled:
-            with traced_apart():
-                return _run(call, partial(run, put_up_compiled(options, call), **kwargs))
-        if not call.groups:
-            return run(options, **kwargs)
-        return _run(call, partial(run, put_up(options, call), **kwargs))
+        # Where a function in front calls the UNet after all, what arrives here counts.
+        with resting(current_call.get()):
+            compiled = is_compiled(base_model, options)
+            if not compiled and not _is_bound(arrival):
+                return run(options, **kwargs)
+            call = self._call(base_model, x, t, arrival, options, sampling)
+            if compiled:
+                with traced_apart():
+                    return _run(call, partial(run, put_up_compiled(options, call), **kwargs))
+            if not call.groups:
+                return run(options, **kwargs)
+            return _run(call, partial(run, put_up(options, call), **kwargs))
 
     def _arrival(
         self,
@@ -165,10 +173,12 @@ class UNetCalls:
         places: Tensor | None,
     ) -> Arrival | None:
         """What is known of the rows that have come here."""
-        told = as_told(x, slots, masks, places)
-        if told is not None or sampling.sent is None:
+        told, sent = as_told(x, slots, masks, places), sampling.sent
+        if sent is None:
+            return told or without_places(slots, len(x))
+        if told is not None and (sent.is_direct or sent.holds(told, x, context)):
             return told
-        found = by_content(sampling.sent, x, context) or without_places(slots, len(x))
+        found = by_content(sent, x, context) or without_places(slots, len(x))
         if found is None:
             sampling.notices.say(
                 f"a node around the UNet runs it with {len(x)} rows whose texts are none of those that "
@@ -265,6 +275,30 @@ class UNetCalls:
             for each in self._acting
             if presences[each.id] > 0.0
         }
+
+
+def _around(
+    model: Any, model_options: Mapping[str, Any]
+) -> tuple[Callable[..., Tensor] | None, str]:
+    """The function that another pack put in front of the UNet, and its name."""
+    around = model_options.get(_FUNCTION_WRAPPER)
+    if around is not None:
+        return around, name_of(around)
+    name = name_of(model.apply_model)
+    return (None if name.startswith("comfy.") else _straight), name
+
+
+def _straight(apply_model: Callable[..., Tensor], arguments: Mapping[str, Any]) -> Tensor:
+    return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+
+def _has_strangers(model_options: Mapping[str, Any]) -> bool:
+    """Whether another pack's wrappers stand on the way from here to our place before the UNet."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    kinds = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+    return any(
+        key != CALL_KEY and listed for kind in kinds for key, listed in wrappers.get(kind, {}).items()
+    )
 
 
 def _is_bound(arrival: Arrival | None) -> bool:

@@ -37,6 +37,11 @@ class Place(NamedTuple):
     picture_width: int
     is_part: int = 0
 
+    @classmethod
+    def unknown(cls, conditioning: int) -> Place:
+        """Of no size, so that no latent fits it."""
+        return cls(0, conditioning, 0, 0, 0, 0, 0, 0)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -44,11 +49,13 @@ class Frame:
 
     Attributes:
         height, width: of the latent.
+        num_rows: of the latent.
         pictures: which picture each row shows; None: one after the other.
         rows, columns: which rows or columns of the whole pictures the latent has; None: all.
         picture_height, picture_width: of the whole pictures, in latent cells.
     """
 
+    num_rows: int
     height: int
     width: int
     picture_height: int
@@ -60,8 +67,8 @@ class Frame:
     @classmethod
     def of_call(cls, latent: Tensor, model_options: Mapping[str, Any]) -> Frame:
         """The frame of a latent `[rows, channels, height, width]`, by what the host says of windows."""
-        height, width = latent.shape[-2:]
-        whole = cls(height, width, height, width)
+        num_rows, (height, width) = len(latent), latent.shape[-2:]
+        whole = cls(num_rows, height, width, height, width)
         options = model_options.get("transformer_options", {})
         found = _core_window(options, model_options) or _animatediff_window(options)
         if found is None:
@@ -71,11 +78,11 @@ class Frame:
         if dim >= latent.ndim or latent.shape[dim] != len(indices):
             return whole
         if dim == _PICTURES:
-            return cls(height, width, height, width, pictures=indices)
+            return cls(num_rows, height, width, height, width, pictures=indices)
         if dim == _HEIGHT and latent.ndim == 4:
-            return cls(height, width, total, width, rows=indices)
+            return cls(num_rows, height, width, total, width, rows=indices)
         if dim == _WIDTH and latent.ndim == 4:
-            return cls(height, width, height, total, columns=indices)
+            return cls(num_rows, height, width, height, total, columns=indices)
         return whole
 
     @property

@@ -23,10 +23,13 @@ class NaiveOwners:
 
     Args:
         separation: in [0, 1].
+        row_key: (slots, options, row) -> a name for whose prompt and which place the row is, the
+            picture last; by the row's position unless given.
     """
 
-    def __init__(self, separation):
+    def __init__(self, separation, row_key=None):
         self.separation = separation
+        self.row_key = row_key or _row_key
         self.known = {}  # evidence on the grid of the latents, by row and subject
         self.shown = {}  # maps of the call, by row, then by site; a map for each subject there
 
@@ -36,7 +39,7 @@ class NaiveOwners:
         here = {each: places for each, places in acting.items() if each.sites(site)}
         if not here:
             return tables, logits
-        row_key = _row_key(slots, options, row)
+        row_key = self.row_key(slots, options, row)
         owned = self._see(row_key, site, here, q, k, options, list(acting))
         if owned is None:
             return tables, logits

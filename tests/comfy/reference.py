@@ -134,7 +134,7 @@ def positive_only(slots: Slots, batch: int = 1) -> RowSlots:
     return row_slots
 
 
-def rows_reading(slots_of: Sequence[tuple[Tensor, Slots]]) -> RowSlots:
+def rows_reading(known: Sequence[tuple[Tensor, Slots]]) -> RowSlots:
     """Rows are told by the text context that they read: needed where nodes run calls of their own.
 
     Works on the models of `with_naive_subjects`, which leave the context where a site can see it.
@@ -143,13 +143,14 @@ def rows_reading(slots_of: Sequence[tuple[Tensor, Slots]]) -> RowSlots:
     def row_slots(options: dict[str, Any], num_rows: int) -> Sequence[Slots]:
         context = options[_CONTEXT]
         assert len(context) == num_rows
-        return [_slots_of(row, slots_of) for row in context]
+        return [slots_of(row, known) for row in context]
 
     return row_slots
 
 
-def _slots_of(row: Tensor, slots_of: Sequence[tuple[Tensor, Slots]]) -> Slots:
-    for context, slots in slots_of:
+def slots_of(row: Tensor, known: Sequence[tuple[Tensor, Slots]]) -> Slots:
+    """The subjects of one row, told by the text that it reads."""
+    for context, slots in known:
         repeats, rest = divmod(len(row), context.shape[1])
         if rest == 0 and torch.equal(row, context[0].to(row).repeat(repeats, 1)):
             return {
