@@ -116,7 +116,9 @@ class UNetCalls:
         """
         conditions, latent = dict(arguments["c"]), arguments["input"]
         options = take_down(conditions.get("transformer_options") or {})
-        base_model = getattr(apply_model, "__self__", model)  # of several devices, the one that runs
+        base_model = getattr(
+            apply_model, "__self__", model
+        )  # of several devices, the one that runs
         arrival = self._arrival(
             sampling,
             latent,
@@ -297,7 +299,9 @@ def _has_strangers(model_options: Mapping[str, Any]) -> bool:
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     kinds = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
     return any(
-        key != CALL_KEY and listed for kind in kinds for key, listed in wrappers.get(kind, {}).items()
+        key != CALL_KEY and listed
+        for kind in kinds
+        for key, listed in wrappers.get(kind, {}).items()
     )
 
 

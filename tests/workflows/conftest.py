@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-import stand_ins
+import tiny_graphs
 from serving import ROOT, Server, server_module
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
-    stand_ins.prepare(base)
+    tiny_graphs.prepare(base)
     packs = sorted(path.parent for path in (ROOT / "demo" / "custom_nodes").glob("*/__init__.py"))
     with server_module.ComfyServer(server_module.this_host(), ROOT, base, packs) as running:
         yield Server(running.url, base)

@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 from graph_to_api import api_prompt
 from serving import ROOT
-from stand_ins import two_subjects
+from tiny_graphs import two_subjects
 
 pytestmark = [
     pytest.mark.server,

@@ -11,7 +11,7 @@ import pytest
 from graph_to_api import api_prompt
 from PIL import Image
 from serving import ROOT, client_module
-from stand_ins import ENCODER_NAME, two_subjects, with_tiny_models
+from tiny_graphs import ENCODER_NAME, two_subjects, with_tiny_models
 
 pytestmark = pytest.mark.server
 
