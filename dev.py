@@ -43,6 +43,7 @@ from devtools.server import ComfyServer, ServerError
 ROOT = Path(os.path.abspath(__file__)).parent
 INTERRUPT_SECONDS = 20
 NO_TEST_RAN = 5  # pytest's exit status
+MAX_WORKERS = 4  # each holds a ComfyUI of its own, of about 2 GB
 
 
 def main(arguments: list[str]) -> int:
@@ -140,10 +141,13 @@ def test(arguments: list[str]) -> int:
     which, pytest_arguments = take_host_option(arguments)
     host = resolve_host(which)
     started = time.monotonic()
+    if not pytest_arguments:
+        # A test uses one core; a file stays together, so that what it shares is made once.
+        pytest_arguments = ["-n", str(min(os.cpu_count() or 1, MAX_WORKERS)), "--dist", "loadfile"]
     status, counts = run_pytest(host, pytest_arguments)
     runs = [(status, counts)]
     if not arguments and host.private:
-        runs.append(run_pytest(private_host(OLDEST), ["-m", "smoke"]))
+        runs.append(run_pytest(private_host(OLDEST), [*pytest_arguments, "-m", "smoke"]))
     elif not arguments:
         say(f"{host.root} is your own ComfyUI; the smoke tests on {OLDEST.version} are left out.")
     say(f"tests took {time.monotonic() - started:.0f} s in all")
