@@ -156,6 +156,10 @@ class MapRecord:
     _maps: dict[_Key, SiteMap] = field(default_factory=dict["_Key", SiteMap], repr=False)
     _counts: dict[_Key, int] = field(default_factory=dict["_Key", int], repr=False)
 
+    def begin(self, num_steps: int) -> None:
+        """Forgets everything: a sampling starts."""
+        self.num_steps, self._maps, self._counts = num_steps, {}, {}
+
     def become(self, other: MapRecord) -> None:
         """Holds the maps of another record from now on, and no others."""
         self.num_steps = other.num_steps

@@ -114,7 +114,9 @@ class Recorder:
 
     def start(self, num_steps: int) -> Recording:
         """For one sampling."""
-        return Recording(self, MapRecord(self.output.plan, num_steps))
+        record = MapRecord(self.output.plan)
+        record.begin(num_steps)
+        return Recording(self, record)
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,6 +137,18 @@ class SiteCall:
         # It is a moment, of which there is one: packs copy options with all that is in them.
         return self
 
+    def attend(
+        self,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """The host's own output of this site, with the subjects in place of their tokens' values."""
+        base = self.base(site, query, key, value, options)
+        return self.added_to(base, site, query, key, value, options)
+
     def added_to(
         self,
         base: Tensor,
@@ -146,7 +158,7 @@ class SiteCall:
         value: Tensor,
         options: Mapping[str, Any],
     ) -> Tensor:
-        """The host's own output of this site, with the subjects in place of their tokens' values."""
+        """The same where the host's own output is known."""
         deltas = self.deltas(site, query, key, value, options)
         if not deltas:
             return base

@@ -217,9 +217,7 @@ def _traced() -> _Traced:
 
 
 def _attend_now(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    call, site = _now(), site_of(options)
-    base = call.base(site, query, key, value, options)
-    return call.added_to(base, site, query, key, value, options)
+    return _now().attend(site_of(options), query, key, value, options)
 
 
 def _remember_now(hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:

@@ -55,11 +55,11 @@ class TestOff:
 
     def test_nobody_looks_on(self, scene, monkeypatch):
         watches = []
-        attend = pack.module("nodes.bridge.site_call").SiteCall.attend
+        added_to = pack.module("nodes.bridge.site_call").SiteCall.added_to
         monkeypatch.setattr(
             pack.module("nodes.bridge.site_call").SiteCall,
-            "attend",
-            lambda self, *args: watches.append(self.watch.wants_maps) or attend(self, *args),
+            "added_to",
+            lambda self, *args: watches.append(self.watch.wants_maps) or added_to(self, *args),
         )
         separated(scene, two(scene), 0.0)
         assert len(watches) >= len(scene.sites) * scene.steps
@@ -244,7 +244,7 @@ def test_parts_of_a_picture_are_put_together_before_anybody_owns_a_pixel():
     windows = pack.module("nodes.bridge.windows")
     seen = 0.02 + torch.rand(1, 1, 8, 6, generator=torch.Generator().manual_seed(0))
     maps, device = sampling.SubjectMaps(), torch.device("cpu")
-    frame = windows.Frame(8, 6, 8, 6)
+    frame = windows.Frame(2, 8, 6, 8, 6)
     boxes = [(5, 6, 0, 0), (4, 4, 4, 0), (4, 3, 4, 3)]  # overlapping, of several sizes
     binding = scenes.make_scene("sd15").bind()
     for box in boxes:
