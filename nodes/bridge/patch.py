@@ -82,6 +82,9 @@ class BoundModel:
         self._sites = {binding.id: binding.sites.select(sites) for binding in bindings}
         self._calls = UNetCalls(self.bindings, self._sites, separation)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundModel:
+        return self  # as of the calls
+
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
         """What to register, by ComfyUI's kind of wrapper."""

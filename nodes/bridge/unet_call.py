@@ -53,6 +53,11 @@ class UNetCalls:
         self._masked = tuple(binding for binding in self._acting if binding.mask is not None)
         self._is_scheduled = any(_is_scheduled(each) for each in self._acting)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> UNetCalls:
+        return (
+            self  # packs copy options with all the wrappers in them, and our subjects behind those
+        )
+
     def calc_cond_batch(
         self,
         executor: Callable[..., Any],
@@ -116,7 +121,9 @@ class UNetCalls:
         """
         conditions, latent = dict(arguments["c"]), arguments["input"]
         options = take_down(conditions.get("transformer_options") or {})
-        base_model = getattr(apply_model, "__self__", model)  # of several devices, the one that runs
+        base_model = getattr(
+            apply_model, "__self__", model
+        )  # of several devices, the one that runs
         arrival = self._arrival(
             sampling,
             latent,
@@ -288,7 +295,9 @@ def _has_strangers(model_options: Mapping[str, Any]) -> bool:
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     kinds = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
     return any(
-        key != CALL_KEY and listed for kind in kinds for key, listed in wrappers.get(kind, {}).items()
+        key != CALL_KEY and listed
+        for kind in kinds
+        for key, listed in wrappers.get(kind, {}).items()
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 import scenes
 import torch
 from stand_ins import blocks, layers
-from value_table import Cropped, ValueTable
 from two_subjects import warnings_of
+from value_table import Cropped, ValueTable
 
 MASK = (torch.arange(32)[:, None] + torch.arange(24)[None] < 26).float()[None]
 CASTS = {"alone": beside.ALONE, "apart": beside.APART}

@@ -54,9 +54,7 @@ def _scene(family):
     return scene
 
 
-FAMILIES_AND_CASTS = pytest.mark.parametrize(
-    "family, cast", [("sdxl", "alone"), ("sd15", "apart")]
-)
+FAMILIES_AND_CASTS = pytest.mark.parametrize("family, cast", [("sdxl", "alone"), ("sd15", "apart")])
 
 
 class TestAForwardOfItsOwn:
@@ -154,7 +152,9 @@ class TestAForwardOfItsOwn:
             model.set_model_attn2_output_patch(lambda out, options: out * 0.5)
             return model
 
-        found = _bound(_scene("sdxl"), lambda m: alter(_install("object patches", layers.scaled)(m)))
+        found = _bound(
+            _scene("sdxl"), lambda m: alter(_install("object patches", layers.scaled)(m))
+        )
         right = expected("sdxl", layers.scaled, alter=alter)
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
