@@ -183,7 +183,9 @@ class UNetCalls:
         told, sent = as_told(x, slots, masks, places), sampling.sent
         if sent is None:
             return told or without_places(slots, len(x))
-        if told is not None and (sent.is_direct or sent.holds(told, x, context)):
+        if told is not None and not sent.is_direct:
+            told = sent.checked(told, x, context)
+        if told is not None:
             return told
         found = by_content(sent, x, context) or without_places(slots, len(x))
         if found is None:

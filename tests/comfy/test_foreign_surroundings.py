@@ -117,7 +117,9 @@ class TestPatchesThatChangeTheShape:
 
     @pytest.mark.parametrize("place", beside.PLACES)
     @pytest.mark.parametrize("change", ["_widen", "_extend"])
-    def test_the_layer_is_the_host_s_and_each_sampling_says_so_once(self, sdxl, change, place, caplog):
+    def test_the_layer_is_the_host_s_and_each_sampling_says_so_once(
+        self, sdxl, change, place, caplog
+    ):
         alter = getattr(self, change)
         before = alter(sdxl.model) if place == "before" else sdxl.model
         model, clip = sdxl.apply(sdxl.bind(), model=before)
