@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .conditioning import cropped
+from .content import Cut, rows_that_read, where_cut
 from .windows import Frame, Place
-
-# Noise repeats nowhere, so a few places are enough to try; an even picture is found nowhere.
-_MAX_PLACES = 16
-
-_Cut: TypeAlias = tuple[int, int, int]  # row of what was sent, top, left
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +56,7 @@ class Sent:
         """
         if told.places is None or context is None or len(context) != len(latent):
             return None
-        texts = {each.number: _rows_that_read(each.context, context) for each in self.prompts}
+        texts = {each.number: rows_that_read(each.context, context) for each in self.prompts}
         is_true = all(
             place.conditioning in texts
             and bool(texts[place.conditioning][row])
@@ -77,7 +72,7 @@ class Sent:
                 return True
         return False
 
-    def _cuts(self, place: Place) -> Iterator[_Cut]:
+    def _cuts(self, place: Place) -> Iterator[Cut]:
         """Where in the latent a place is; a window may hold a picture twice."""
         for row in range(self.frame.num_rows):
             corner = self.frame.place(place.conditioning, row, (place.height, place.width, 0, 0))
@@ -121,7 +116,7 @@ def as_told(
 
     Args:
         slots: `[rows, text_tokens, 1]`.
-        places: `[rows, 8]`.
+        places: `[rows, 9]`.
     """
     if slots is None or places is None:
         return None
@@ -143,8 +138,8 @@ def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | 
         return None
     slots: list[tuple[int, ...]] = []
     places: list[Place | None] = []
-    texts = [_rows_that_read(prompt.context, context) for prompt in sent.prompts]
-    pixels = _where_cut(sent.latent, latent)
+    texts = [rows_that_read(prompt.context, context) for prompt in sent.prompts]
+    pixels = where_cut(sent.latent, latent)
     for row in range(len(latent)):
         reading = [
             prompt for prompt, rows in zip(sent.prompts, texts, strict=True) if bool(rows[row])
@@ -173,46 +168,15 @@ def _rows(slots: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in slots[..., 0].cpu().tolist())
 
 
-def _rows_that_read(sent: Tensor, context: Tensor) -> Tensor:
-    """Which rows of a context are this text, perhaps several times over; bool `[rows]` on the CPU."""
-    length = sent.shape[1]
-    if context.shape[1] % length or context.shape[2] != sent.shape[2]:
-        return torch.zeros(len(context), dtype=torch.bool)
-    repeats = context.shape[1] // length
-    matches = torch.zeros(len(context), dtype=torch.bool)
-    for each in sent.to(context):
-        same = context == each.repeat(repeats, 1)
-        matches |= same.flatten(1).all(dim=1).cpu()
-    return matches
-
-
-def _where_cut(sent: Tensor, tiles: Tensor) -> list[list[_Cut]]:
-    """Where in what was sent each tile was cut out; several places where they look alike."""
-    height, width = tiles.shape[-2:]
-    found: list[list[_Cut]] = [[] for _ in tiles]
-    if tiles.ndim != 4 or tiles.shape[1] != sent.shape[1]:
-        return found
-    if height > sent.shape[-2] or width > sent.shape[-1]:
-        return found
-    sent = sent.to(tiles)
-    corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
-    hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
-    if len(hits) > _MAX_PLACES * len(tiles):
-        return found
-    for tile, row, top, left in hits:
-        cut = sent[row, :, top : top + height, left : left + width]
-        if torch.equal(cut, tiles[tile]):
-            found[tile].append((row, top, left))
-    return found
-
-
 def _place(
-    frame: Frame, reading: Sequence[SentPrompt], cuts: Sequence[_Cut], size: tuple[int, int]
+    frame: Frame, reading: Sequence[SentPrompt], cuts: Sequence[Cut], size: tuple[int, int]
 ) -> Place | None:
     """The one place that a row can be; None where there are several and it matters."""
     (height, width), number = size, reading[0].number
     if not any(reading[0].slots):
         return frame.place(number, 0, (height, width, 0, 0))
+    if not frame.is_known:
+        return None
     if not frame.is_connected and size != (frame.height, frame.width):
         return None
     found = {frame.place(number, row, (height, width, top, left)) for row, top, left in cuts}

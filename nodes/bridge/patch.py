@@ -91,6 +91,7 @@ class BoundModel:
         return {
             WrappersMP.OUTER_SAMPLE: self.outer_sample,
             WrappersMP.PREPARE_SAMPLING: self.prepare_sampling,
+            WrappersMP.PREDICT_NOISE: self._calls.predict_noise,
             WrappersMP.CALC_COND_BATCH: self._calls.calc_cond_batch,
             WrappersMP.APPLY_MODEL: self._calls.apply_model,
         }

@@ -119,6 +119,7 @@ class Sampling:
 
     Attributes:
         tallies: what each binding has done, by its id.
+        pictures: the latent of all of them, as the sampler gives it to the model just now.
         sent: what ComfyUI runs through the UNet just now.
         reached: the sites that were run while some subject was to act there.
         planned: the bindings that were to act in some call of the UNet.
@@ -137,6 +138,7 @@ class Sampling:
         self.recordings = tuple(each.start(self.num_steps) for each in recorders)
         self.notices = notices or Notices()
         self.tallies: dict[int, Tally] = {}
+        self.pictures: Tensor | None = None
         self.sent: Sent | None = None
         self.reached: set[AttentionSite] = set()
         self.planned: set[int] = set()

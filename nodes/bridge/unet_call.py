@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -58,6 +59,19 @@ class UNetCalls:
             self  # packs copy options with all the wrappers in them, and our subjects behind those
         )
 
+    def predict_noise(
+        self,
+        executor: Callable[..., Any],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Mapping[str, Any] = MappingProxyType({}),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Remembers the pictures, of which other packs' windows will be parts."""
+        _sampling_of(model_options).pictures = x
+        return executor(x, timestep, model_options, *args, **kwargs)
+
     def calc_cond_batch(
         self,
         executor: Callable[..., Any],
@@ -90,7 +104,7 @@ class UNetCalls:
         sampling: Sampling,
         is_direct: bool,
     ) -> tuple[Conditionings, Sent]:
-        frame = Frame.of_call(latent, model_options)
+        frame = Frame.of_call(latent, model_options, sampling.pictures)
         masks = tuple(binding.mask[:, None] for binding in self._masked if binding.mask is not None)
         unbound, prompts, sent = count(-1, -1), list[SentPrompt](), Conditionings()
         for group in conds:
