@@ -7,17 +7,15 @@ again by their content, which is certain or is not claimed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .conditioning import cropped
+from .content import Cut, rows_that_read, where_cut
 from .windows import Frame, Place
-
-# Noise repeats nowhere, so a few places are enough to try; an even picture is found nowhere.
-_MAX_PLACES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,33 +48,49 @@ class Sent:
     masks: tuple[Tensor, ...]
     is_direct: bool = True
 
-    def holds(self, told: Arrival, latent: Tensor, context: Tensor | None) -> bool:
-        """Whether rows are still those of which something was told, by their text and pixels.
+    def checked(self, told: Arrival, latent: Tensor, context: Tensor | None) -> Arrival | None:
+        """What was told of the rows, if it is still true of their text and pixels.
 
-        Somebody may have changed their order, or moved their content, and kept the shapes. This looks
-        at the device.
+        Somebody may have changed their order, or moved their content, and kept the shapes; or changed
+        the order of all tensors but the masks, which are a list. This looks at the device.
         """
         if told.places is None or context is None or len(context) != len(latent):
-            return False
-        texts = {each.number: _rows_that_read(each.context, context) for each in self.prompts}
-        return all(
+            return None
+        texts = {each.number: rows_that_read(each.context, context) for each in self.prompts}
+        is_true = all(
             place.conditioning in texts
             and bool(texts[place.conditioning][row])
             and (not any(told.slots[row]) or self._shows(place, latent[row]))
             for row, place in enumerate(told.places)
         )
+        return replace(told, masks=self.masks_at(told.places)) if is_true else None
 
     def _shows(self, place: Place, pixels: Tensor) -> bool:
-        down, across = slice(place.height), slice(place.width)
-        frame = self.frame
-        for row in range(len(self.latent)):
-            corner = frame.place(place.conditioning, row, (place.height, place.width, 0, 0))
-            if corner.picture == place.picture:
-                top, left = place.top - corner.top, place.left - corner.left
-                cut = self.latent[row, :, top:, left:][:, down, across]
-                if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
-                    return True
+        for row, top, left in self._cuts(place):
+            cut = self.latent[row, :, top : top + place.height, left : left + place.width]
+            if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
+                return True
         return False
+
+    def _cuts(self, place: Place) -> Iterator[Cut]:
+        """Where in the latent a place is; a window may hold a picture twice."""
+        for row in range(self.frame.num_rows):
+            corner = self.frame.place(place.conditioning, row, (place.height, place.width, 0, 0))
+            if corner.picture == place.picture:
+                yield row, place.top - corner.top, place.left - corner.left
+
+    def masks_at(self, places: Sequence[Place]) -> tuple[Tensor, ...]:
+        """The part of its picture's masks that each of these places sees."""
+        size = (self.frame.height, self.frame.width)
+        cuts = [next(self._cuts(place)) for place in places]
+        boxes = [
+            (row, (place.height, place.width, top, left))
+            for place, (row, top, left) in zip(places, cuts, strict=True)
+        ]
+        return tuple(
+            torch.cat([cropped(mask[[row]], size, box) for row, box in boxes])
+            for mask in (self.frame.of_masks(each, self.frame.num_rows) for each in self.masks)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +116,7 @@ def as_told(
 
     Args:
         slots: `[rows, text_tokens, 1]`.
-        places: `[rows, 9]`.
+        places: `[rows, 10]`.
     """
     if slots is None or places is None:
         return None
@@ -124,8 +138,8 @@ def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | 
         return None
     slots: list[tuple[int, ...]] = []
     places: list[Place | None] = []
-    texts = [_rows_that_read(prompt.context, context) for prompt in sent.prompts]
-    pixels = _where_cut(sent.latent, latent)
+    texts = [rows_that_read(prompt.context, context) for prompt in sent.prompts]
+    pixels = where_cut(sent.latent, latent)
     for row in range(len(latent)):
         reading = [
             prompt for prompt, rows in zip(sent.prompts, texts, strict=True) if bool(rows[row])
@@ -140,7 +154,7 @@ def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | 
     known = tuple(place for place in places if place is not None)
     if len(known) < len(places):
         return Arrival(tuple(slots), None, None)
-    return Arrival(tuple(slots), known, tuple(_cut(mask, known) for mask in sent.masks))
+    return Arrival(tuple(slots), known, sent.masks_at(known))
 
 
 def without_places(slots: Tensor | None, num_rows: int) -> Arrival | None:
@@ -154,62 +168,20 @@ def _rows(slots: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in slots[..., 0].cpu().tolist())
 
 
-def _rows_that_read(sent: Tensor, context: Tensor) -> Tensor:
-    """Which rows of a context are this text, perhaps several times over; bool `[rows]` on the CPU."""
-    length = sent.shape[1]
-    if context.shape[1] % length or context.shape[2] != sent.shape[2]:
-        return torch.zeros(len(context), dtype=torch.bool)
-    repeats = context.shape[1] // length
-    matches = torch.zeros(len(context), dtype=torch.bool)
-    for each in sent.to(context):
-        same = context == each.repeat(repeats, 1)
-        matches |= same.flatten(1).all(dim=1).cpu()
-    return matches
-
-
-_Cut = tuple[int, int, int]  # row of what was sent, top, left
-
-
-def _where_cut(sent: Tensor, tiles: Tensor) -> list[list[_Cut]]:
-    """Where in what was sent each tile was cut out; several places where they look alike."""
-    height, width = tiles.shape[-2:]
-    found: list[list[_Cut]] = [[] for _ in tiles]
-    if tiles.ndim != 4 or tiles.shape[1] != sent.shape[1]:
-        return found
-    if height > sent.shape[-2] or width > sent.shape[-1]:
-        return found
-    sent = sent.to(tiles)
-    corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
-    hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
-    if len(hits) > _MAX_PLACES * len(tiles):
-        return found
-    for tile, row, top, left in hits:
-        cut = sent[row, :, top : top + height, left : left + width]
-        if torch.equal(cut, tiles[tile]):
-            found[tile].append((row, top, left))
-    return found
-
-
 def _place(
-    frame: Frame, reading: Sequence[SentPrompt], cuts: Sequence[_Cut], size: tuple[int, int]
+    frame: Frame, reading: Sequence[SentPrompt], cuts: Sequence[Cut], size: tuple[int, int]
 ) -> Place | None:
     """The one place that a row can be; None where there are several and it matters."""
     (height, width), number = size, reading[0].number
     if not any(reading[0].slots):
         return frame.place(number, 0, (height, width, 0, 0))
-    if len(cuts) != 1 or not frame.is_connected:
+    if not frame.is_known:
         return None
-    row, top, left = cuts[0]
     is_tile = size != (frame.height, frame.width)
-    return frame.place(number, row, (height, width, top, left), is_tile=is_tile)
-
-
-def _cut(masks: Tensor, places: Sequence[Place]) -> Tensor:
-    """The part of a picture's mask that each row sees."""
-    return torch.cat([_cut_one(masks, place) for place in places])
-
-
-def _cut_one(masks: Tensor, place: Place) -> Tensor:
-    mask = masks[place.picture % len(masks)][None]
-    whole = (place.picture_height, place.picture_width)
-    return cropped(mask, whole, (place.height, place.width, place.top, place.left))
+    if is_tile and not frame.is_connected:
+        return None
+    found = {
+        frame.place(number, row, (height, width, top, left), is_tile=is_tile)
+        for row, top, left in cuts
+    }
+    return found.pop() if len(found) == 1 else None

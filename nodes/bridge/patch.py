@@ -102,12 +102,16 @@ class BoundModel:
         self._sites = {binding.id: binding.sites.select(sites) for binding in bindings}
         self._calls = UNetCalls(self.bindings, self._sites, separation)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundModel:
+        return self  # as of the calls
+
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
         """What to register, by ComfyUI's kind of wrapper."""
         return {
             WrappersMP.OUTER_SAMPLE: self.outer_sample,
             WrappersMP.PREPARE_SAMPLING: self.prepare_sampling,
+            WrappersMP.PREDICT_NOISE: self._calls.predict_noise,
             WrappersMP.CALC_COND_BATCH: self._calls.calc_cond_batch,
             WrappersMP.APPLY_MODEL: self._calls.apply_model,
         }

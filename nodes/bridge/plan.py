@@ -186,13 +186,18 @@ class Planner:
         size = (where[0].height, where[0].width)
         masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
         known = [self.maps.evidence(place, ids, self.device) for place in where]
-        evidence = [each for each in known if each is not None]
-        if len(evidence) == len(rows):
-            return ownership(torch.stack(evidence), masks)
-        if any(mask is None for mask in masks):
-            return None
         # Masks need not wait for the first step to show something.
-        return ownership(torch.zeros(len(rows), len(ids), *size, device=self.device), masks)
+        is_open = [each is not None or all(mask is not None for mask in masks) for each in known]
+        if not any(is_open):
+            return None
+        nothing = torch.zeros(len(ids), *size, device=self.device)
+        evidence = torch.stack([nothing if each is None else each for each in known])
+        found, open_to_all = ownership(evidence, masks)
+        # A row that nothing is known of shares its call with others, and nothing else.
+        rows_open = torch.tensor(is_open, device=self.device).view(
+            -1, *[1] * (open_to_all.ndim - 1)
+        )
+        return found, open_to_all * rows_open
 
     def _owners_of_parts(
         self, ids: Sequence[int], where: Sequence[Place]

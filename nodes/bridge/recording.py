@@ -140,6 +140,8 @@ class Recording:
         wants_values = self.record.plan.wants_values(step, num_steps)
         for sighting, seen in zip(chosen, _on_cpu([each.seen for each in chosen]), strict=True):
             for row_index, row in enumerate(sighting.rows):
+                if places[row].window:
+                    continue  # rows or columns here and there make no map
                 for token in dict.fromkeys(each.token for each in sighting.bindings):
                     places_of_token = [
                         n for n, each in enumerate(sighting.bindings) if each.token == token

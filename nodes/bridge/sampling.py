@@ -85,7 +85,7 @@ class SubjectMaps:
         for binding_id in binding_ids:
             total, count = torch.zeros(2, *size, device=device)
             for (part, of), evidence in self._known.items():
-                if of == binding_id and part[:2] == place[:2] and part[6:] == place[6:]:
+                if of == binding_id and part.is_part_with(place):
                     down = slice(part.top, part.top + part.height)
                     across = slice(part.left, part.left + part.width)
                     total[down, across] += (evidence + self._levels[part, of]).to(device)
@@ -153,6 +153,7 @@ class Sampling:
 
     Attributes:
         tallies: what each binding has done, by its id.
+        pictures: the latent of all of them, as the sampler gives it to the model just now.
         sent: what ComfyUI runs through the UNet just now.
         reached: the sites that were run while some subject was to act there.
         planned: the bindings that were to act in some call of the UNet.
@@ -171,6 +172,7 @@ class Sampling:
         self.recordings = tuple(each.start(self.num_steps) for each in recorders)
         self.notices = notices or Notices()
         self.tallies: dict[int, Tally] = {}
+        self.pictures: Tensor | None = None
         self.sent: Sent | None = None
         self.reached: set[AttentionSite] = set()
         self.planned: set[int] = set()

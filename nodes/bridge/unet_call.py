@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -53,6 +54,24 @@ class UNetCalls:
         self._masked = tuple(binding for binding in self._acting if binding.mask is not None)
         self._is_scheduled = any(_is_scheduled(each) for each in self._acting)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> UNetCalls:
+        return (
+            self  # packs copy options with all the wrappers in them, and our subjects behind those
+        )
+
+    def predict_noise(
+        self,
+        executor: Callable[..., Any],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Mapping[str, Any] = MappingProxyType({}),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Remembers the pictures, of which other packs' windows will be parts."""
+        _sampling_of(model_options).pictures = x
+        return executor(x, timestep, model_options, *args, **kwargs)
+
     def calc_cond_batch(
         self,
         executor: Callable[..., Any],
@@ -85,7 +104,7 @@ class UNetCalls:
         sampling: Sampling,
         is_direct: bool,
     ) -> tuple[Conditionings, Sent]:
-        frame = Frame.of_call(latent, model_options)
+        frame = Frame.of_call(latent, model_options, sampling.pictures)
         masks = tuple(binding.mask[:, None] for binding in self._masked if binding.mask is not None)
         unbound, prompts, sent = count(-1, -1), list[SentPrompt](), Conditionings()
         for group in conds:
@@ -178,7 +197,9 @@ class UNetCalls:
         told, sent = as_told(x, slots, masks, places), sampling.sent
         if sent is None:
             return told or without_places(slots, len(x))
-        if told is not None and (sent.is_direct or sent.holds(told, x, context)):
+        if told is not None and not sent.is_direct:
+            told = sent.checked(told, x, context)
+        if told is not None:
             return told
         found = by_content(sent, x, context) or without_places(slots, len(x))
         if found is None:

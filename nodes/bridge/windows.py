@@ -7,12 +7,15 @@ or on some rows of their latents, and say which in the options. Without them the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .content import where_cut
 
 _PICTURES, _HEIGHT, _WIDTH = 0, 2, 3  # dimensions of a latent
 
@@ -24,6 +27,7 @@ class Place(NamedTuple):
         picture: of the batch.
         conditioning: a number of its prompt's own, the same at every step.
         top, left, height, width: its area; without one, the whole picture.
+        window: a number of the rows and columns that it shows, where these are not one piece; else 0.
         is_part: 1 where another part of what its prompt is about lies elsewhere: a tile or a window.
     """
 
@@ -35,7 +39,16 @@ class Place(NamedTuple):
     width: int
     picture_height: int
     picture_width: int
+    window: int = 0
     is_part: int = 0
+
+    def is_part_with(self, other: Place) -> bool:
+        """Whether both are parts of one picture of one prompt."""
+        return bool(self.is_part) and self._picture == other._picture
+
+    @property
+    def _picture(self) -> tuple[int, ...]:
+        return self.picture, self.conditioning, self.picture_height, self.picture_width
 
     @classmethod
     def unknown(cls, conditioning: int) -> Place:
@@ -53,6 +66,7 @@ class Frame:
         pictures: which picture each row shows; None: one after the other.
         rows, columns: which rows or columns of the whole pictures the latent has; None: all.
         picture_height, picture_width: of the whole pictures, in latent cells.
+        is_known: False where the latent is a part of the pictures and nobody can tell which.
     """
 
     num_rows: int
@@ -63,10 +77,42 @@ class Frame:
     pictures: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
+    is_known: bool = True
 
     @classmethod
-    def of_call(cls, latent: Tensor, model_options: Mapping[str, Any]) -> Frame:
-        """The frame of a latent `[rows, channels, height, width]`, by what the host says of windows."""
+    def of_call(
+        cls, latent: Tensor, model_options: Mapping[str, Any], pictures: Tensor | None = None
+    ) -> Frame:
+        """The frame of a latent `[rows, channels, height, width]`, by what the host says of windows.
+
+        Args:
+            pictures: all of them at this step, in which an unknown window is looked for; None: unknown.
+        """
+        told = cls._told(latent, model_options)
+        is_told = (told.pictures, told.rows, told.columns) != (None, None, None)
+        if is_told or pictures is None or pictures.shape == latent.shape:
+            return told
+        return cls._found(latent, pictures)
+
+    @classmethod
+    def _found(cls, latent: Tensor, pictures: Tensor) -> Frame:
+        height, width = latent.shape[-2:]
+        whole_height, whole_width = pictures.shape[-2:]
+        frame = cls(len(latent), height, width, whole_height, whole_width)
+        cuts = where_cut(pictures, latent)
+        corners = {each[1:] for of_row in cuts for each in of_row}
+        if len(corners) != 1 or any(len(of_row) != 1 for of_row in cuts):
+            return replace(frame, is_known=False)
+        ((top, left),) = corners
+        return replace(
+            frame,
+            pictures=tuple(row for ((row, _, _),) in cuts),
+            rows=tuple(range(top, top + height)) if height != whole_height else None,
+            columns=tuple(range(left, left + width)) if width != whole_width else None,
+        )
+
+    @classmethod
+    def _told(cls, latent: Tensor, model_options: Mapping[str, Any]) -> Frame:
         num_rows, (height, width) = len(latent), latent.shape[-2:]
         whole = cls(num_rows, height, width, height, width)
         options = model_options.get("transformer_options", {})
@@ -100,6 +146,11 @@ class Frame:
     ) -> Place:
         """Where a box (height, width, top, left) of a row lies in its whole picture."""
         height, width, top, left = box
+        if not self.is_known:
+            return Place.unknown(conditioning)
+        window = (
+            0 if self.is_connected else crc32(repr((self.rows, self.columns)).encode()) >> 1 | 1
+        )
         return Place(
             self.picture(row),
             conditioning,
@@ -109,7 +160,8 @@ class Frame:
             width,
             self.picture_height,
             self.picture_width,
-            int(is_tile or self.rows is not None or self.columns is not None),
+            window,
+            int(not window and (is_tile or self.rows is not None or self.columns is not None)),
         )
 
     def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:
@@ -117,10 +169,19 @@ class Frame:
         masks = masks[[self.picture(row) % len(masks) for row in range(num_rows)]]
         for dim, indices in ((_HEIGHT, self.rows), (_WIDTH, self.columns)):
             if indices is not None:
-                size = (self.picture_height, self.picture_width)
-                masks = functional.interpolate(masks, size=size, mode="area")
-                masks = masks.index_select(dim, torch.tensor(indices, device=masks.device))
+                masks = self._selected(masks, dim, indices)
         return masks
+
+    def _selected(self, masks: Tensor, dim: int, indices: Sequence[int]) -> Tensor:
+        """Rows or columns of masks that are as fine as the cells of the latent, or a multiple of it."""
+        total = self.picture_height if dim == _HEIGHT else self.picture_width
+        if masks.shape[dim] % total:
+            size = list(masks.shape[-2:])
+            size[dim - _HEIGHT] = total
+            masks = functional.interpolate(masks, size=size, mode="area")
+        fine = masks.shape[dim] // total
+        cells = [fine * each + part for each in indices for part in range(fine)]
+        return masks.index_select(dim, torch.tensor(cells, device=masks.device))
 
 
 _Window = tuple[int, tuple[int, ...], int]  # dimension, indices along it, size of the whole

@@ -8,6 +8,7 @@ import pytest
 import reference
 import scenes
 import torch
+from two_subjects import warnings_of
 
 
 class TestPatchesAroundTheLayer:
@@ -116,7 +117,9 @@ class TestPatchesThatChangeTheShape:
 
     @pytest.mark.parametrize("place", beside.PLACES)
     @pytest.mark.parametrize("change", ["_widen", "_extend"])
-    def test_the_layer_is_the_host_s_and_one_warning_says_so(self, sdxl, change, place, caplog):
+    def test_the_layer_is_the_host_s_and_each_sampling_says_so_once(
+        self, sdxl, change, place, caplog
+    ):
         alter = getattr(self, change)
         before = alter(sdxl.model) if place == "before" else sdxl.model
         model, clip = sdxl.apply(sdxl.bind(), model=before)
@@ -125,9 +128,9 @@ class TestPatchesThatChangeTheShape:
         found = [sdxl.sample(model, positive, negative) for _ in range(2)]
         for each in found:
             assert torch.equal(each, foreign.sample_host(sdxl, alter))
-        warnings = [each for each in caplog.messages if "Nested Attention" in each]
-        assert len(warnings) == 1
-        assert "shape of cross-attention" in warnings[0]
+        first, second = warnings_of(caplog)  # one for each sampling
+        assert "shape of cross-attention" in first
+        assert first == second
 
     @beside.CASTS
     def test_other_layers_keep_the_subject(self, sdxl, cast):
@@ -150,72 +153,3 @@ class TestPatchesThatChangeTheShape:
         naive = reference.with_naive_subjects(sdxl.model, sdxl.sites, rows, tables)
         expected = sdxl.sample(alter(naive), positive, negative)
         assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-
-
-class TestFunctionsAroundTheUNet:
-    """`model_function_wrapper`, with which packs split a batch or a picture."""
-
-    @staticmethod
-    def _wrapped(function):
-        def alter(model):
-            model = model.clone()
-            model.set_model_unet_function_wrapper(function)
-            return model
-
-        return alter
-
-    @staticmethod
-    def _row_by_row(apply_model, call):
-        rows = range(len(call["input"]))
-        return torch.cat(
-            [
-                apply_model(
-                    call["input"][row : row + 1],
-                    call["timestep"][row : row + 1],
-                    **{
-                        name: each[row : row + 1] if isinstance(each, torch.Tensor) else each
-                        for name, each in call["c"].items()
-                    },
-                )
-                for row in rows
-            ]
-        )
-
-    @staticmethod
-    def _tiles(apply_model, call):
-        """Left and right half, one behind the other; knows only of what every model has."""
-        width = call["input"].shape[-1] // 2
-        tiles = torch.cat(call["input"].split(width, dim=-1))
-        conditions = {
-            name: each.repeat(2, *[1] * (each.ndim - 1)) if name in ("c_crossattn", "y") else each
-            for name, each in call["c"].items()
-        }
-        result = apply_model(tiles, call["timestep"].repeat(2), **conditions)
-        return torch.cat(result.chunk(2), dim=-1)
-
-    @beside.CASTS
-    @pytest.mark.parametrize("place", beside.PLACES)
-    def test_rows_run_one_by_one(self, sdxl, place, cast):
-        subject, alter = sdxl.subject(), self._wrapped(self._row_by_row)
-        found = beside.sample_bound(sdxl, subject, alter, place, cast=cast, batch=2)
-        together = beside.sample_bound(sdxl, subject, cast=cast, batch=2)
-        assert scenes.relative_difference(found, together) < 1e-5
-
-    def test_tiles_are_the_host_s_and_one_warning_says_so(self, sdxl, caplog):
-        alter = self._wrapped(self._tiles)
-        found = beside.sample_bound(sdxl, sdxl.subject(), alter)
-        assert torch.equal(found, foreign.sample_host(sdxl, alter))
-        warnings = [each for each in caplog.messages if "Nested Attention" in each]
-        assert len(warnings) == 1
-        assert "4 rows where the prompts have 2" in warnings[0]
-
-    def test_a_mask_whose_rows_are_not_split_is_the_host_and_one_warning_says_so(
-        self, sdxl, caplog
-    ):
-        alter = self._wrapped(self._row_by_row)
-        masked = {"mask": torch.rand(1, 9, 9)}
-        found = beside.sample_bound(sdxl, sdxl.subject(), alter, binding=masked)
-        assert torch.equal(found, foreign.sample_host(sdxl, alter))
-        warnings = [each for each in caplog.messages if "Nested Attention" in each]
-        assert len(warnings) == 1
-        assert "1 rows where the prompts have 2" in warnings[0]

@@ -29,7 +29,7 @@ class ValueTable:
     def __init__(self, scene, known, make_tables=None, place_of=None, see=None):
         self._sites = [tuple(site) for site in scene.sites]
         self._known, self._make_tables = known, make_tables
-        self._place_of, self._see = place_of, see
+        self.place_of, self._see = place_of, see
         self.options, self._context, self._shape = {}, None, ()
 
     def call(self, x, context, options):
@@ -61,10 +61,10 @@ class ValueTable:
         contexts = self._context[:num_rows]
         assert len(contexts) == num_rows
         found = [reference.slots_of(context, self._known) for context in contexts]
-        if self._place_of is None:
+        if self.place_of is None:
             return found
         return [
-            {at: self._see(each, self._place_of(row, num_rows)) for at, each in slots.items()}
+            {at: self._see(each, self.place_of(row, num_rows)) for at, each in slots.items()}
             for row, slots in enumerate(found)
         ]
 

@@ -1,0 +1,244 @@
+"""Packs that split the batch or the picture in front of the UNet: whose rows, and which part of it."""
+
+from __future__ import annotations
+
+import functools
+
+import beside
+import foreign
+import pack
+import pytest
+import scenes
+import torch
+from naive_owners import NaiveOwners
+from stand_ins import splits, walks
+from two_subjects import warnings_of
+from value_table import Cropped, ValueTable
+
+SIZE = HEIGHT, WIDTH = 16, 12
+STEPS = 3
+# Different in every part of the picture, and along both sides.
+MASK = torch.rand(1, 32, 24, generator=torch.Generator().manual_seed(3))
+MASKS = torch.rand(3, 32, 24, generator=torch.Generator().manual_seed(4))
+CASTS = {"alone": beside.ALONE, "apart": beside.APART}
+
+
+@functools.cache
+def scene_of(family):
+    scene = scenes.make_scene(family)
+    scene.steps = STEPS
+    return scene
+
+
+def _rows_place(split, batch):
+    """Where the table's rows are, as the stand-in says: picture, rows and columns of cells."""
+
+    def place(row, _):
+        number, down, across = split.now[row]
+        return number % batch, down, across
+
+    return place
+
+
+def _row_key(table, batch, split):
+    """For the naive owners: whose prompt, which tile, and the picture last."""
+
+    def key(slots, options, row):
+        number, down, across = split.now[row]
+        kind = options["cond_or_uncond"][number // batch]
+        return kind, repr((down, across)), number % batch
+
+    return key
+
+
+def expected(family, cast, split, mask=None, batch=1):
+    """The value table in the same split, every row with its picture's masks, cropped to its place."""
+    scene, cast = scene_of(family), CASTS[cast]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    settings = {} if mask is None else {"mask": mask}
+    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
+    tables = None
+    if cast.separation:
+        tables = NaiveOwners(cast.separation, _row_key(None, batch, split))
+        tables.cropped = True
+    table = ValueTable(
+        scene, [(texts[0][0][0], slots)], tables, _rows_place(split, batch), Cropped(SIZE)
+    )
+    return scene.sample(walks.in_front(table.on_patches(scene.model), split), *texts, batch=batch)
+
+
+def _bound(family, cast, split, mask=None, batch=1, place="behind"):
+    scene = scene_of(family)
+    binding = {} if mask is None else {"mask": mask}
+    return beside.sample_bound(
+        scene,
+        scene.subject(),
+        lambda model: walks.in_front(model, split),
+        place,
+        cast=CASTS[cast],
+        binding=binding,
+        batch=batch,
+    )
+
+
+def _whole(family, cast, mask=None, batch=1):
+    scene = scene_of(family)
+    binding = {} if mask is None else {"mask": mask}
+    return beside.sample_bound(
+        scene, scene.subject(), cast=CASTS[cast], binding=binding, batch=batch
+    )
+
+
+class TestRows:
+    @pytest.mark.parametrize("parts", splits.PARTS)
+    @pytest.mark.parametrize("kind", [splits.Rows, splits.RowsOfAll])
+    @pytest.mark.parametrize("cast", CASTS)
+    def test_each_keeps_its_prompt_picture_and_mask(self, cast, kind, parts, caplog):
+        whole = _whole("sdxl", cast, MASKS, batch=3)
+        for place in beside.PLACES:
+            found = _bound("sdxl", cast, kind(splits.PARTS[parts]), MASKS, 3, place)
+            assert scenes.relative_difference(found, whole) < 1e-5
+        swapped = _whole("sdxl", cast, MASKS.flip(0), batch=3)
+        assert scenes.relative_difference(swapped, whole) > beside.VISIBLE
+        assert not warnings_of(caplog)
+
+    @pytest.mark.parametrize("parts", ["one by one", "reversed"])
+    def test_each_keeps_its_subject(self, parts):
+        """One subject for each picture."""
+        scene = scene_of("sdxl")
+        several = pack.run(
+            "SubjectPerPicture", subjects={f"subject_{n}": scene.subject(n) for n in range(3)}
+        )
+        sampled = []
+        for alter in (
+            beside.unaltered,
+            lambda model: walks.in_front(model, splits.Rows(splits.PARTS[parts])),
+        ):
+            sampled.append(beside.sample_bound(scene, several, alter, batch=3))
+        assert scenes.relative_difference(*sampled) < 1e-5
+
+    def test_a_text_that_was_exchanged_keeps_nobody(self, caplog):
+        """Rows whose text was never sent belong to no prompt, however many they are."""
+
+        def exchange(apply_model, arguments):
+            conditions = dict(arguments["c"])
+            conditions["c_crossattn"] = conditions["c_crossattn"].flip(1).repeat(2, 1, 1)
+            conditions["y"] = conditions["y"].repeat(2, 1)
+            x, t = arguments["input"].repeat(2, 1, 1, 1), arguments["timestep"].repeat(2)
+            return apply_model(x, t, **conditions)[: len(arguments["input"])]
+
+        found = _bound("sdxl", "alone", exchange)
+        alter = functools.partial(walks.in_front, function=exchange)
+        assert torch.equal(found, foreign.sample_host(scene_of("sdxl"), alter))
+        (warning,) = warnings_of(caplog)
+        assert "4 rows" in warning
+
+
+TILES = {
+    "same size": lambda **inputs: splits.Tiles(splits.SAME_SIZE, **inputs),
+    "several sizes": lambda **inputs: splits.Tiles(splits.SEVERAL_SIZES, **inputs),
+    "in one batch": lambda: splits.TilesInOneBatch(splits.SAME_SIZE),
+    "in one batch, by row": lambda: splits.TilesInOneBatch(splits.SAME_SIZE, by_row=True),
+}
+
+
+class TestTiles:
+    @pytest.mark.parametrize("name", TILES)
+    @pytest.mark.parametrize(
+        "family, cast, batch", [("sdxl", "alone", 1), ("sd15", "apart", 1), ("sd15", "apart", 2)]
+    )
+    def test_each_has_its_part_of_the_masks(self, family, cast, batch, name, caplog):
+        masks = MASKS[:batch]
+        right = expected(family, cast, TILES[name](), masks, batch)
+        for place in beside.PLACES:
+            found = _bound(family, cast, TILES[name](), masks, batch, place)
+            assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
+        squeezed = _bound(family, cast, TILES[name](), batch=batch)
+        assert scenes.relative_difference(squeezed, right) > beside.VISIBLE
+        assert not warnings_of(caplog)
+
+    def test_subjects_kept_apart_without_masks(self, caplog):
+        """Each tile has evidence of its own, or the one would hear of the other's places."""
+        right = expected("sd15", "apart", TILES["same size"]())
+        found = _bound("sd15", "apart", TILES["same size"]())
+        beside.assert_apart(found, right, _bound("sd15", "alone", TILES["same size"]()))
+        assert not warnings_of(caplog)
+
+    ALTERED = pytest.mark.parametrize(
+        "alter, back",
+        [
+            (lambda x: x.roll(3, -1), lambda x: x.roll(-3, -1)),
+            (lambda x: x * 1.001, None),
+            (lambda x: x + 0.001 * x.flip(-1), None),
+            (lambda x: x.flip(-1), lambda x: x.flip(-1)),
+        ],
+        ids=["rolled", "scaled", "noisy", "mirrored"],
+    )
+    BOXES = pytest.mark.parametrize(
+        "boxes", [[(0, 0, 16, 12)], splits.SAME_SIZE], ids=["whole", "tiles"]
+    )
+
+    @ALTERED
+    @BOXES
+    def test_where_a_place_cannot_be_known_masks_rest(self, alter, back, boxes, caplog):
+        """Also where what arrives has the size of all."""
+        found = _bound("sdxl", "alone", splits.Tiles(boxes, alter, back), MASK)
+        (warning,) = warnings_of(caplog)
+        assert "masks and separation rest" in warning
+        right = expected("sdxl", "alone", splits.Tiles(boxes, alter, back))
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+
+    def test_where_a_place_cannot_be_known_separation_rests(self, caplog):
+        split = functools.partial(splits.Tiles, [(0, 0, 16, 12)], lambda x: x.roll(3, -1))
+        found = _bound("sd15", "apart", split())
+        (warning,) = warnings_of(caplog)
+        assert "masks and separation rest" in warning
+        scene, cast = scene_of("sd15"), beside.MIXED
+        subject = scene.subject()
+        mixed = beside.sample_bound(
+            scene, subject, lambda model: walks.in_front(model, split()), cast=cast
+        )
+        assert torch.equal(found, mixed)
+
+    def test_without_masks_and_separation_nothing_is_said(self, caplog):
+        split = functools.partial(splits.Tiles, splits.SAME_SIZE, lambda x: x.roll(3, -1))
+        found = _bound("sdxl", "alone", split())
+        right = expected("sdxl", "alone", split())
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert not warnings_of(caplog)
+
+    def test_each_sampling_says_so_once(self, caplog):
+        scene = scene_of("sd15")
+        model, clip = scene.apply(scene.bind(mask=MASK))
+        model = walks.in_front(model, splits.Tiles(splits.SAME_SIZE, lambda x: x * 1.001))
+        texts = [scene.encode(clip, each) for each in (beside.PROMPT, beside.NEGATIVE)]
+        for count in (1, 2, 3):
+            scene.sample(model, *texts)
+            assert len(warnings_of(caplog)) == count
+
+
+class TestTilesInside:
+    """A wrapper around the UNet's own forward, behind everything that ComfyUI tells."""
+
+    WAYS = pytest.mark.parametrize(
+        "boxes", [splits.SAME_SIZE, splits.SEVERAL_SIZES], ids=["same size", "several sizes"]
+    )
+
+    @WAYS
+    def test_without_masks_each_is_the_value_table_s(self, boxes, caplog):
+        scene = scene_of("sdxl")
+        alter = functools.partial(splits.inside, boxes=boxes)
+        found = beside.sample_bound(scene, scene.subject(), alter)
+        right = beside.sample_naive(scene, scene.subject(), alter)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert not warnings_of(caplog)
+
+    @WAYS
+    def test_with_masks_these_rest_and_one_warning_says_so(self, boxes, caplog):
+        scene = scene_of("sdxl")
+        alter = functools.partial(splits.inside, boxes=boxes)
+        found = beside.sample_bound(scene, scene.subject(), alter, binding={"mask": MASK})
+        right = beside.sample_naive(scene, scene.subject(), alter)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        (warning,) = warnings_of(caplog)
+        assert "masks and separation rest" in warning

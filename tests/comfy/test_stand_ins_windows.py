@@ -1,0 +1,222 @@
+"""Windows over the pictures of a batch, or over the rows and columns of one: whose subject, whose mask."""
+
+from __future__ import annotations
+
+import functools
+
+import beside
+import pack
+import pytest
+import scenes
+import torch
+from naive_owners import NaiveOwners
+from stand_ins.windows import Windows
+from two_subjects import warnings_of
+from value_table import Cropped, ValueTable
+
+STEPS = 3
+BATCH = 5
+SIZE = HEIGHT, WIDTH = 16, 12
+MASKS = torch.rand(BATCH, 32, 24, generator=torch.Generator().manual_seed(3))
+CASTS = {"alone": beside.ALONE, "apart": beside.APART}
+ROUNDING = 2e-5  # pictures weighed and added, in several orders
+
+
+@functools.cache
+def scene_of(family):
+    scene = scenes.make_scene(family)
+    scene.steps = STEPS
+    return scene
+
+
+def _core(**inputs):
+    """ComfyUI's own node, as an `Alter`."""
+    settings = {
+        "context_length": 3,
+        "context_overlap": 1,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "dim": 0,
+        "freenoise": False,
+        **inputs,
+    }
+    node = pack.host_node("ContextWindowsManual", extra="nodes_context_windows")
+    known = {each.id for each in node.define_schema().inputs}
+    settings = {name: each for name, each in settings.items() if name in known}
+    return lambda model: node.execute(model, **settings).result[0]
+
+
+def _bound(
+    family, cast, alter=beside.unaltered, place="behind", subject=None, batch=BATCH, **inputs
+):
+    scene = scene_of(family)
+    subject = scene.subject() if subject is None else subject
+    return beside.sample_bound(
+        scene, subject, alter, place, cast=CASTS[cast], batch=batch, binding=inputs
+    )
+
+
+def _several(scene, number=BATCH):
+    """One subject for each picture."""
+    subjects = {f"subject_{n}": scene.subject(n) for n in range(number)}
+    return pack.run("SubjectPerPicture", subjects=subjects)
+
+
+OVERLAPPING = {
+    "static": _core(),
+    "static, no anchor": _core(causal_window_fix=False, fuse_method="flat"),
+    "uniform": _core(context_schedule="standard_uniform", context_length=2, fuse_method="flat"),
+    "with strides": _core(context_schedule="standard_uniform", context_stride=2, context_length=2),
+    "looped": _core(context_schedule="looped_uniform", closed_loop=True, fuse_method="flat"),
+    "relative": _core(fuse_method="relative", context_overlap=2),
+    "batched": _core(context_schedule="batched", context_length=2, fuse_method="flat"),
+    "told by animations": Windows([[0, 1, 2], [2, 3, 4]]).on,
+    "in another order": Windows([[4, 2], [3, 0, 1], [1, 2, 3]]).on,
+    "not told": Windows([[2, 3, 4], [0, 1, 2]], tells=False).on,
+    "not told, in another order": Windows([[4, 1, 3], [2, 0]], tells=False).on,
+}
+
+
+class TestPictures:
+    """Each is drawn by itself: windows that overlap weigh equal results."""
+
+    @pytest.mark.parametrize("name", OVERLAPPING)
+    @pytest.mark.parametrize("place", beside.PLACES)
+    def test_each_keeps_its_mask(self, name, place, caplog):
+        whole = _bound("sd15", "alone", mask=MASKS)
+        found = _bound("sd15", "alone", OVERLAPPING[name], place, mask=MASKS)
+        assert scenes.relative_difference(found, whole) < ROUNDING
+        assert not warnings_of(caplog)
+
+    @pytest.mark.parametrize("name", OVERLAPPING)
+    @pytest.mark.parametrize("place", beside.PLACES)
+    def test_each_keeps_its_subject(self, name, place):
+        several = _several(scene_of("sdxl"))
+        whole = _bound("sdxl", "alone", subject=several)
+        found = _bound("sdxl", "alone", OVERLAPPING[name], place, several)
+        assert scenes.relative_difference(found, whole) < ROUNDING
+        one = _bound("sdxl", "alone")
+        assert scenes.relative_difference(one[:1], whole[:1]) < ROUNDING
+        assert scenes.relative_difference(one[4:], whole[4:]) > beside.VISIBLE
+
+    @pytest.mark.parametrize(
+        "alter",
+        [
+            _core(context_schedule="batched", causal_window_fix=False, fuse_method="flat"),
+            Windows([[3, 1], [2, 0, 4]]).on,
+            Windows([[3, 1], [2, 0, 4]], tells=False).on,
+        ],
+        ids=["core", "told", "not told"],
+    )
+    @pytest.mark.parametrize("place", beside.PLACES)
+    def test_each_keeps_its_evidence(self, alter, place, caplog):
+        """Where every picture is in one window, subjects learn as they do in the whole batch."""
+        whole = _bound("sd15", "apart")
+        found = _bound("sd15", "apart", alter, place)
+        mixed = beside.sample_bound(
+            scene_of("sd15"), scene_of("sd15").subject(), cast=beside.MIXED, batch=BATCH
+        )
+        beside.assert_apart(found, whole, mixed)
+        assert not warnings_of(caplog)
+
+
+def _table(alter, place_of, cast="alone", batch=BATCH, row_key=None, family="sdxl", mask=MASKS):
+    scene, cast = scene_of(family), CASTS[cast]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    settings = {} if mask is None else {"mask": mask}
+    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
+    owners = NaiveOwners(cast.separation, row_key) if cast.separation else None
+    table = ValueTable(scene, [(texts[0][0][0], slots)], owners, see=Cropped(SIZE))
+    table.place_of = lambda row, rows: place_of(_indices(table.options), row, rows)
+    return scene.sample(alter(table.on_patches(scene.model)), *texts, batch=batch)
+
+
+RETAINED = [0, 1]
+
+
+def _indices(options, retained=()):
+    """What ComfyUI has put into the latent of a window, in its order."""
+    window = options["context_window"]
+    anchor = getattr(window, "causal_anchor_index", None)
+    found = list(window.index_list)
+    if anchor is not None and anchor >= 0:
+        found = [anchor, *found]
+    for each in retained:
+        found[each] = each
+    return found
+
+
+class TestWindowsThatOneMustKnow:
+    """Here ComfyUI's own results differ from the whole batch's: the table knows the window."""
+
+    @pytest.mark.parametrize("place", beside.PLACES)
+    def test_pictures_that_stay_in_every_window(self, place, caplog):
+        alter = _core(latent_retain_index_list="0, 1")
+
+        def where(_, row, rows):
+            indices = _indices(table_options(), RETAINED)
+            return indices[row % len(indices)], list(range(HEIGHT)), list(range(WIDTH))
+
+        scene = scene_of("sdxl")
+        texts = [scene.encode(scene.clip, each) for each in (beside.PLAIN, beside.NEGATIVE)]
+        slots = beside.naive_slots(scene, scene.subject(), beside.ALONE, mask=MASKS)
+        table = ValueTable(scene, [(texts[0][0][0], slots)], see=Cropped(SIZE))
+        table_options = lambda: table.options  # noqa: E731
+        table.place_of = lambda row, rows: where(None, row, rows)
+        right = scene.sample(alter(table.on_patches(scene.model)), *texts, batch=BATCH)
+        found = _bound("sdxl", "alone", alter, place, mask=MASKS)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        whole = _bound("sdxl", "alone", mask=MASKS)
+        assert scenes.relative_difference(whole, found) > beside.VISIBLE
+        assert not warnings_of(caplog)
+
+    @pytest.mark.parametrize("alter", [_core(), OVERLAPPING["looped"]], ids=["static", "looped"])
+    def test_evidence_of_windows_that_overlap(self, alter):
+        """What one window has shown of a picture counts in the next."""
+
+        def where(indices, row, rows):
+            return indices[row % len(indices)], list(range(HEIGHT)), list(range(WIDTH))
+
+        def key(slots, options, row):
+            indices = _indices(options)
+            kind = options["cond_or_uncond"][row // len(indices)]
+            return kind, indices[row % len(indices)]
+
+        right = _table(alter, where, "apart", row_key=key, family="sd15", mask=None)
+        found = _bound("sd15", "apart", alter)
+        mixed = beside.sample_bound(
+            scene_of("sd15"), scene_of("sd15").subject(), alter, cast=beside.MIXED, batch=BATCH
+        )
+        beside.assert_apart(found, right, mixed)
+
+    @pytest.mark.parametrize("dim", [2, 3])
+    @pytest.mark.parametrize(
+        "inputs",
+        [
+            {},
+            {"causal_window_fix": False},
+            {"context_schedule": "looped_uniform", "closed_loop": True},
+            {"context_schedule": "standard_uniform", "context_stride": 2, "context_length": 4},
+        ],
+        ids=["anchored", "no anchor", "looped", "strides"],
+    )
+    @pytest.mark.parametrize("cast", CASTS)
+    def test_rows_and_columns_of_a_picture(self, cast, inputs, dim, caplog):
+        alter = _core(**{"context_length": 7, "context_overlap": 2, "dim": dim, **inputs})
+
+        def where(indices, row, rows):
+            down = indices if dim == 2 else list(range(HEIGHT))
+            return 0, down, indices if dim == 3 else list(range(WIDTH))
+
+        def key(slots, options, row):
+            return options["cond_or_uncond"][row], tuple(_indices(options)), 0
+
+        mask = MASKS[:1]
+        right = _table(alter, where, cast, 1, key, mask=mask)
+        found = _bound("sdxl", cast, alter, batch=1, mask=mask)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        stretched = _bound("sdxl", cast, alter, batch=1)
+        assert scenes.relative_difference(stretched, right) > beside.VISIBLE
+        assert not warnings_of(caplog)
