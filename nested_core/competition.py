@@ -57,11 +57,6 @@ def contrast(seen: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batc
     return logarithm - logarithm.mean(dim=(-2, -1), keepdim=True)
 
 
-def level(seen: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch 1 1"]:
-    """What `contrast` takes away: the logarithm of a map's geometric mean."""
-    return seen.float().clamp_min(SMALLEST).log().mean(dim=(-2, -1), keepdim=True)
-
-
 def comparability(
     seen: Float[Tensor, "*batch subjects height width"],
 ) -> Float[Tensor, "*batch 1 1 1"]:

@@ -116,7 +116,7 @@ def as_told(
 
     Args:
         slots: `[rows, text_tokens, 1]`.
-        places: `[rows, 10]`.
+        places: `[rows, 9]`.
     """
     if slots is None or places is None:
         return None
@@ -177,11 +177,7 @@ def _place(
         return frame.place(number, 0, (height, width, 0, 0))
     if not frame.is_known:
         return None
-    is_tile = size != (frame.height, frame.width)
-    if is_tile and not frame.is_connected:
+    if not frame.is_connected and size != (frame.height, frame.width):
         return None
-    found = {
-        frame.place(number, row, (height, width, top, left), is_tile=is_tile)
-        for row, top, left in cuts
-    }
+    found = {frame.place(number, row, (height, width, top, left)) for row, top, left in cuts}
     return found.pop() if len(found) == 1 else None

@@ -180,7 +180,7 @@ def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
 
 
 class PlaceMap(comfy.conds.CONDRegular):
-    """The `Place` of each row, int32 `[rows, 10]` on the CPU.
+    """The `Place` of each row, int32 `[rows, 9]` on the CPU.
 
     Inside the model nothing else tells which row is part of which picture and prompt.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ from .conditioning import read_slots
 from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
 from .sampling import SubjectMaps
 from .site_call import ActiveSubject, RowGroup, Rows, TokenOccurrence
-from .windows import Place
 
 
 class SubjectKey(NamedTuple):
@@ -62,8 +61,6 @@ class Planner:
         arrival: what is known of the rows.
         maps: where subjects were seen so far, or None where nobody separates them.
         separation: how far they are kept apart, in [0, 1].
-        whole_masks: by binding id, `[pictures, 1, height, width]` in image coordinates: where rows
-            are parts of pictures, owners are found on the wholes.
     """
 
     acting: Mapping[int, Acting]
@@ -72,7 +69,6 @@ class Planner:
     device: torch.device
     maps: SubjectMaps | None = None
     separation: float = 0.0
-    whole_masks: Mapping[int, Tensor] = field(default_factory=dict)
 
     def plan(self) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
         """The subjects and row groups of the call."""
@@ -181,8 +177,6 @@ class Planner:
         assert self.maps is not None
         assert self.arrival.places is not None
         where = [self.arrival.places[row] for row in rows]
-        if any(place.is_part for place in where):
-            return self._owners_of_parts(ids, where)
         size = (where[0].height, where[0].width)
         masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
         known = [self.maps.evidence(place, ids, self.device) for place in where]
@@ -199,41 +193,12 @@ class Planner:
         )
         return found, open_to_all * rows_open
 
-    def _owners_of_parts(
-        self, ids: Sequence[int], where: Sequence[Place]
-    ) -> tuple[Tensor, Tensor] | None:
-        """The same for tiles and windows: owners are found on the whole picture, and cut out of it."""
-        assert self.maps is not None
-        found: list[tuple[Tensor, Tensor]] = []
-        for place in where:
-            size = (place.picture_height, place.picture_width)
-            wholes = [self.whole_masks.get(each) for each in ids]
-            masks = [
-                None if mask is None else _on_grid(mask.to(self.device), [place.picture], size)
-                for mask in wholes
-            ]
-            evidence = self.maps.evidence_of_parts(place, ids, self.device)
-            if evidence is None:
-                if any(mask is None for mask in masks):
-                    return None
-                evidence = torch.zeros(len(ids), *size, device=self.device)
-            cut = (
-                ...,
-                slice(place.top, place.top + place.height),
-                slice(place.left, place.left + place.width),
-            )
-            owned, is_open = ownership(evidence[None], masks)
-            found.append((owned[cut], is_open[cut]))
-        owned, is_open = zip(*found, strict=True)
-        return torch.cat(owned), torch.cat(is_open)
-
 
 def _on_grid(mask: Tensor | None, rows: Sequence[int], size: tuple[int, int]) -> Tensor | None:
     """A mask `[rows of the call, 1, height, width]` as `[rows, height, width]` on a grid."""
     if mask is None:
         return None
-    chosen = mask[[row % len(mask) for row in rows]]
-    return functional.interpolate(chosen, size=size, mode="area")[:, 0]
+    return functional.interpolate(mask[list(rows)], size=size, mode="area")[:, 0]
 
 
 _Key = TypeVar("_Key", bound=Hashable)

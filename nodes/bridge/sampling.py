@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...nested_core.attention import BoundToken, blended_values
-from ...nested_core.competition import SMALLEST, comparability, contrast, level
+from ...nested_core.competition import SMALLEST, comparability, contrast
 from ...nested_core.maps import ValuePicture, value_picture
 from ...nested_core.sites import AttentionSite
 from .arrival import Sent
@@ -38,7 +38,6 @@ class SubjectMaps:
     """Evidence of where each subject is, on the grid of the rows' latents (`competition.py`)."""
 
     _known: dict[_Key, Tensor] = field(default_factory=dict)
-    _levels: dict[_Key, Tensor] = field(default_factory=dict)
 
     def learn(self, sightings: Iterable[Sighting], places: Sequence[Place]) -> None:
         """Takes in what one call of the UNet has shown."""
@@ -48,18 +47,15 @@ class SubjectMaps:
             groups.setdefault((each.rows, binding_ids), []).append(each.seen)
         for (rows, binding_ids), seen in groups.items():
             size = (places[rows[0]].height, places[rows[0]].width)
-            shown, levels = _mean_over_sites(seen, binding_ids, size)
-            for binding_id in shown:
-                found = zip(rows, shown[binding_id], levels[binding_id], strict=True)
-                for row, evidence, around in found:
-                    self._learn((places[row], binding_id), evidence, around)
+            for binding_id, shown in _mean_over_sites(seen, binding_ids, size).items():
+                for row, evidence in zip(rows, shown, strict=True):
+                    self._learn((places[row], binding_id), evidence)
 
-    def _learn(self, key: _Key, evidence: Tensor, around: Tensor) -> None:
+    def _learn(self, key: _Key, evidence: Tensor) -> None:
         known = self._known.get(key)
         if known is not None and known.shape == evidence.shape:
             evidence = known.to(evidence.device).lerp(evidence, 1.0 - _MEMORY)
-            around = self._levels[key].to(around.device).lerp(around, 1.0 - _MEMORY)
-        self._known[key], self._levels[key] = evidence, around
+        self._known[key] = evidence
 
     def evidence(
         self, place: Place, binding_ids: Sequence[int], device: torch.device
@@ -72,56 +68,26 @@ class SubjectMaps:
             return None
         return torch.stack(found)
 
-    def evidence_of_parts(
-        self, place: Place, binding_ids: Sequence[int], device: torch.device
-    ) -> Tensor | None:
-        """The same of the whole picture `[subjects, height, width]`, put together from its parts.
-
-        Whose a pixel is can only be said of a whole: a tile may show one subject alone. None before
-        all of the picture was seen.
-        """
-        size = (place.picture_height, place.picture_width)
-        wholes: list[Tensor] = []
-        for binding_id in binding_ids:
-            total, count = torch.zeros(2, *size, device=device)
-            for (part, of), evidence in self._known.items():
-                if of == binding_id and part.is_part_with(place):
-                    down = slice(part.top, part.top + part.height)
-                    across = slice(part.left, part.left + part.width)
-                    total[down, across] += (evidence + self._levels[part, of]).to(device)
-                    count[down, across] += 1.0
-            if not bool(count.all()):
-                return None
-            whole = total / count
-            wholes.append(whole - whole.mean())
-        return torch.stack(wholes)
-
 
 def _mean_over_sites(
     seen: Sequence[Tensor], binding_ids: Sequence[int], size: tuple[int, int]
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """The contrast of each subject's map, `[rows, height, width]`, over sites of several grids.
-
-    And the level around which it is, `[rows]`, which tells the parts of a picture apart.
-    """
+) -> dict[int, Tensor]:
+    """The contrast of each subject's map, `[rows, height, width]`, over sites of several grids."""
     subjects = list(dict.fromkeys(binding_ids))
     member = torch.tensor([[each == of for each in binding_ids] for of in subjects])
     by_grid: dict[torch.Size, list[Tensor]] = {}
     for each in seen:
         by_grid.setdefault(each.shape, []).append(each)
-    shown, levels, weights = [], [], []
+    shown, weights = [], []
     for maps in by_grid.values():
         stacked = torch.stack(maps)
         of_subjects = torch.einsum("mt,srthw->srmhw", member.to(stacked), stacked)
         weight = comparability(of_subjects)
         weighted = (contrast(of_subjects) * weight).sum(dim=0)
         shown.append(functional.interpolate(weighted, size=size, mode="bilinear"))
-        levels.append((level(of_subjects) * weight).sum(dim=0))
         weights.append(weight.sum(dim=0))
-    total = torch.stack(weights).sum(dim=0).clamp_min(SMALLEST)
-    means = (torch.stack(each).sum(dim=0) / total for each in (shown, levels))
-    evidence, around = (dict(zip(subjects, mean.unbind(dim=1), strict=True)) for mean in means)
-    return evidence, {each: mean[:, 0, 0] for each, mean in around.items()}
+    mean = torch.stack(shown).sum(dim=0) / torch.stack(weights).sum(dim=0).clamp_min(SMALLEST)
+    return dict(zip(subjects, mean.unbind(dim=1), strict=True))
 
 
 @dataclass(eq=False)

@@ -256,16 +256,7 @@ class UNetCalls:
         noise_level = self._noise_level(sampling, t, options)
         acting = self._acting_now(arrival, base_model.model_sampling, noise_level, x)
         loaded = _loaded_keys_values(base_model)
-        sent = () if sampling.sent is None else sampling.sent.masks
-        planner = Planner(
-            acting,
-            loaded,
-            arrival,
-            x.device,
-            sampling.maps,
-            self._separation,
-            dict(zip([each.id for each in self._masked], sent, strict=False)),
-        )
+        planner = Planner(acting, loaded, arrival, x.device, sampling.maps, self._separation)
         call.subjects, call.groups = planner.plan()
         if call.groups:
             call.watch = sampling.watch(noise_level, arrival.places)

@@ -28,7 +28,6 @@ class Place(NamedTuple):
         conditioning: a number of its prompt's own, the same at every step.
         top, left, height, width: its area; without one, the whole picture.
         window: a number of the rows and columns that it shows, where these are not one piece; else 0.
-        is_part: 1 where another part of what its prompt is about lies elsewhere: a tile or a window.
     """
 
     picture: int
@@ -40,15 +39,6 @@ class Place(NamedTuple):
     picture_height: int
     picture_width: int
     window: int = 0
-    is_part: int = 0
-
-    def is_part_with(self, other: Place) -> bool:
-        """Whether both are parts of one picture of one prompt."""
-        return bool(self.is_part) and self._picture == other._picture
-
-    @property
-    def _picture(self) -> tuple[int, ...]:
-        return self.picture, self.conditioning, self.picture_height, self.picture_width
 
     @classmethod
     def unknown(cls, conditioning: int) -> Place:
@@ -141,9 +131,7 @@ class Frame:
         """The picture that a row shows."""
         return row if self.pictures is None else self.pictures[row % len(self.pictures)]
 
-    def place(
-        self, conditioning: int, row: int, box: Sequence[int], *, is_tile: bool = False
-    ) -> Place:
+    def place(self, conditioning: int, row: int, box: Sequence[int]) -> Place:
         """Where a box (height, width, top, left) of a row lies in its whole picture."""
         height, width, top, left = box
         if not self.is_known:
@@ -161,7 +149,6 @@ class Frame:
             self.picture_height,
             self.picture_width,
             window,
-            int(not window and (is_tile or self.rows is not None or self.columns is not None)),
         )
 
     def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:

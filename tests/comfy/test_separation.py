@@ -231,35 +231,12 @@ def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
     maps, device = sampling.SubjectMaps(), torch.device("cpu")
     first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):
-        maps._learn((place, 7), shown, torch.tensor(0.0))
+        maps._learn((place, 7), shown)
     found = maps.evidence(place, [7], device)
     torch.testing.assert_close(found, (0.9 * first + 0.1 * second)[None])
     assert maps.evidence(place, [7, 8], device) is None
     for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"left": 2}):
         assert maps.evidence(place._replace(**other), [7], device) is None
-
-
-def test_parts_of_a_picture_are_put_together_before_anybody_owns_a_pixel():
-    """Each tile alone knows only where a subject is within it, not that it is elsewhere."""
-    windows = pack.module("nodes.bridge.windows")
-    seen = 0.02 + torch.rand(1, 1, 8, 6, generator=torch.Generator().manual_seed(0))
-    maps, device = sampling.SubjectMaps(), torch.device("cpu")
-    frame = windows.Frame(2, 8, 6, 8, 6)
-    boxes = [(5, 6, 0, 0), (4, 4, 4, 0), (4, 3, 4, 3)]  # overlapping, of several sizes
-    binding = scenes.make_scene("sd15").bind()
-    for box in boxes:
-        place = frame.place(0, 1, box, is_tile=True)
-        assert maps.evidence_of_parts(place, [binding.id], device) is None
-        height, width, top, left = box
-        cut = seen[..., top : top + height, left : left + width]
-        sighting = pack.module("nodes.bridge.sighting").Sighting(
-            None, (0,), (binding,), cut.contiguous()
-        )
-        maps.learn([sighting], [place])
-    found = maps.evidence_of_parts(place, [binding.id], device)
-    expected = seen[0].log() - seen[0].log().mean()
-    torch.testing.assert_close(found, expected)
-    assert maps.evidence_of_parts(place._replace(picture=0), [binding.id], device) is None
 
 
 class TestNothingIsLeft:
