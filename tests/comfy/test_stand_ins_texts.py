@@ -10,7 +10,7 @@ import pytest
 import reference
 import scenes
 import torch
-from stand_ins import layers, negated_values
+from stand_ins import layers, negated_values, texts
 from two_subjects import warnings_of
 from value_table import ValueTable
 
@@ -154,3 +154,79 @@ class TestNegatedValues:
         assert torch.equal(found, scene.sample(negated_values.on_model(scene.model), *texts))
         (warning,) = warnings_of(caplog)
         assert "shape of cross-attention" in warning
+
+
+class TestTextNodes:
+    """What they do to a bound prompt, beside what the host makes of the noun's."""
+
+    TEXT = "a <anna> in the rain"
+
+    def _sample(self, encode, text=TEXT, known=None, clip=None):
+        """Ours, the value table's (or the host's without `known`), and the positive context."""
+        scene = scene_of("sd15")
+        plain_clip = scene.clip if clip is None else clip
+        prompts = [encode(plain_clip, _plain(text)), scene.encode(scene.clip, beside.NEGATIVE)]
+        plain = scene.sample(scene.model, *prompts)
+        if known is not None:
+            subject = scene.naive(scene.subject())
+            table = ValueTable(scene, [(prompts[0][0][0], dict.fromkeys(known, subject))])
+            right = scene.sample(table.on_patches(scene.model), *prompts)
+            assert scenes.relative_difference(plain, right) > beside.VISIBLE
+        model, bound = scene.apply(scene.bind(), clip=clip)
+        positive = encode(bound, text)
+        assert torch.equal(positive[0][0], prompts[0][0][0])
+        found = scene.sample(model, positive, prompts[1])
+        return found, plain if known is None else right
+
+    @pytest.mark.parametrize("name", ["weighed_by_hand", "straight_from_the_model"])
+    def test_one_that_hands_out_no_extras_loses_the_subject_and_it_is_said(self, name, caplog):
+        found, plain = self._sample(getattr(texts, name))
+        assert torch.equal(found, plain)
+        (warning,) = warnings_of(caplog)
+        assert "<anna>" in warning
+        assert "written in a prompt" in warning
+
+    def test_one_that_changes_the_context_keeps_it_and_it_is_said(self, caplog):
+        found, right = self._sample(texts.weighed_with_extras, known=[2])
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        (warning,) = warnings_of(caplog)
+        assert "is not the prompt in which <anna> was bound" in warning
+
+    @pytest.mark.parametrize("mixed", [1.0, 0.5])
+    def test_a_word_that_is_cut_out_is_noticed(self, mixed, caplog):
+        encode = functools.partial(texts.cut, place=5, mixed=mixed)
+        found, right = self._sample(encode, known=[2])
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        (warning,) = warnings_of(caplog)
+        assert "is not the prompt in which <anna> was bound" in warning
+
+    def test_a_bound_word_that_is_cut_out_is_missed(self, caplog):
+        found, plain = self._sample(functools.partial(texts.cut, place=2))
+        assert torch.equal(found, plain)
+        (warning,) = warnings_of(caplog)
+        assert "<anna>" in warning
+
+    def test_parts_side_by_side_keep_the_first_one_s(self, caplog):
+        found, right = self._sample(texts.in_parts, "a <anna> BREAK in the rain", [2])
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert not warnings_of(caplog)
+
+    def test_parts_side_by_side_miss_the_others(self, caplog):
+        found, plain = self._sample(texts.in_parts, "in the rain BREAK a <anna>")
+        assert torch.equal(found, plain)
+        (warning,) = warnings_of(caplog)
+        assert "<anna>" in warning
+
+    def test_a_tokenizer_object_of_its_own_is_named(self, caplog):
+        clip = texts.with_own_tokenizer(scene_of("sd15").clip)
+        found, plain = self._sample(scene_of("sd15").encode, clip=clip)
+        assert torch.equal(found, plain)
+        first, *_ = warnings_of(caplog)
+        assert "OwnTokenizer" in first
+        assert "weight" not in first
+
+    def test_a_clip_of_its_own_kind_is_kept(self, caplog):
+        clip = texts.as_own_clip(scene_of("sd15").clip)
+        found, right = self._sample(scene_of("sd15").encode, "a (<anna>:1.4)", [2], clip)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert not warnings_of(caplog)
