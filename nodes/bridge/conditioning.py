@@ -66,17 +66,31 @@ class SlotMap(CallSlots):
         if own is None or context is own:
             return True
         begin = context[:, : own.shape[1]]
-        return begin.shape == own.shape and torch.equal(begin.to(own), own)
+        if begin.shape == own.shape and torch.equal(begin.to(own), own):
+            return True
+        return _signs_of_doubled(own, context) is not None
 
     @property
     def ids(self) -> set[int]:
         """The bindings that this prompt contains."""
         return set(self.cond.abs().unique().tolist()) - {0}
 
-    def fitted(self, num_tokens: int) -> CallSlots:
-        """For a context that another node made longer or shorter behind these tokens."""
-        length = self.cond.shape[1]
+    def fitted(self, context: comfy.conds.CONDRegular) -> CallSlots:
+        """For a context that another node doubled, or made longer or shorter behind these tokens."""
+        signs = self._signs(context)
+        if signs is not None:
+            # As `read_slots` reads them.
+            doubled = torch.stack([-self.cond, -self.cond * signs[None, :, None]], dim=2)
+            return CallSlots(doubled.flatten(1, 2).to(self.cond.dtype))
+        length, num_tokens = self.cond.shape[1], context.cond.shape[1]
         return CallSlots(functional.pad(self.cond, (0, 0, 0, num_tokens - length)))
+
+    def _signs(self, context: comfy.conds.CONDRegular) -> Tensor | None:
+        if self.context is None or context.cond.shape[1] != 2 * self.cond.shape[1]:
+            return None
+        if context not in _doubled:
+            _doubled[context] = _signs_of_doubled(self.context, context.cond)
+        return _doubled[context]
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> SlotMap:
         # Nobody exchanged it: the model that samples is not the one that knows the subjects.
@@ -92,6 +106,24 @@ class SlotMap(CallSlots):
             )
         return super().process_cond(batch_size, **kwargs)
 
+
+def _signs_of_doubled(own: Tensor, context: Tensor) -> Tensor | None:
+    """Of each token's value, int32 `[text_tokens]` on the CPU, where a context says each token twice.
+
+    Packs for negative weights say it as a key and then as a value, which may be negated. None where a
+    context is another one.
+    """
+    keys, values = context[:, 0::2], context[:, 1::2]
+    if keys.shape[1:] != own.shape[1:] or values.shape != keys.shape:
+        return None
+    same, negated = (values == keys).all(dim=-1), (values == -keys).all(dim=-1)
+    if not bool((keys == own.to(keys)).all() and (same | negated).all()):
+        return None
+    return torch.where(same[0], 1, -1).to("cpu", torch.int32)
+
+
+# Looking at a context's numbers may wait for the device: once per conditioning, not per step.
+_doubled: WeakKeyDictionary[comfy.conds.CONDRegular, Tensor | None] = WeakKeyDictionary()
 
 # In which run a map was last found with a strange model, so that each run says so once.
 _told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
@@ -235,11 +267,10 @@ def with_slots(
     context = model_conds.get("c_crossattn")
     if context is None:
         return conditioning
-    num_tokens = context.cond.shape[1]
     slots = model_conds.get(SLOTS_KEY)
-    fits = None if slots is None or _is_zeroed(context) else slots.fitted(num_tokens)
+    fits = None if slots is None or _is_zeroed(context) else slots.fitted(context)
     added: dict[str, Any] = {
-        SLOTS_KEY: CallSlots.empty(num_tokens) if fits is None else fits,
+        SLOTS_KEY: CallSlots.empty(context.cond.shape[1]) if fits is None else fits,
         PLACES_KEY: PlaceMap.of_conditioning(number, frame),
     }
     if region_masks:
@@ -247,7 +278,6 @@ def with_slots(
     return {**conditioning, "model_conds": {**model_conds, **added}}
 
 
-# Looking at a context's numbers may wait for the device: once per conditioning, not per step.
 _zeroed: WeakKeyDictionary[comfy.conds.CONDRegular, bool] = WeakKeyDictionary()
 
 

@@ -57,10 +57,14 @@ class ValueTable:
         table = reference.attend(query, key, value, options, self._rows, self._make_tables)
         return table - foreign.attention(query, key, value, options)
 
+    def slots_of(self, context):
+        """The subjects of a row that reads this text, by their places among the layer's keys."""
+        return reference.slots_of(context, self._known)
+
     def _rows(self, options, num_rows):
         contexts = self._context[:num_rows]
         assert len(contexts) == num_rows
-        found = [reference.slots_of(context, self._known) for context in contexts]
+        found = [self.slots_of(context) for context in contexts]
         if self.place_of is None:
             return found
         return [
