@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...nested_core.sites import AttentionSite
+from .inside import without_innermost
 from .site_call import Patch, SiteCall
 
 # Where the options say which call it is, for whoever looks on.
@@ -147,6 +148,7 @@ def _with_layers(options: Mapping[str, Any], given: Any, done: Any) -> dict[str,
 def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without anything of ours: some remember those of an earlier or a wider call."""
     options = {key: each for key, each in options.items() if key != CALL_KEY}
+    options = without_innermost(options, CALL_KEY)
     table = options.get("patches_replace", {}).get("attn2", {})
     if any(_is_ours(each) for each in table.values()):
         kept = {key: _without_ours(each) for key, each in table.items()}

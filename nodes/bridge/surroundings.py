@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
+FUNCTION_WRAPPER = "model_function_wrapper"  # ComfyUI's name
 _OURS = __name__.rsplit(".", 3)[0]
 
 
@@ -17,6 +19,11 @@ def name_of(thing: Any) -> str:
     if not hasattr(thing, "__qualname__"):
         thing = type(thing)
     return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def is_hosts(function: Any) -> bool:
+    """Whether a function is ComfyUI's own."""
+    return name_of(function).startswith("comfy.")
 
 
 def names_around(
@@ -38,3 +45,28 @@ def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any
     yield from (unet.forward, getattr(unet, "_forward", unet.forward))
     for block in blocks:
         yield from (block.forward, block.attn2.forward)
+
+
+def function_around(
+    model: Any, model_options: Mapping[str, Any]
+) -> tuple[Callable[..., Tensor] | None, str]:
+    """The function that another pack put in front of the UNet, and its name."""
+    around = model_options.get(FUNCTION_WRAPPER)
+    if around is not None:
+        return around, name_of(around)
+    return (None if is_hosts(model.apply_model) else _straight), name_of(model.apply_model)
+
+
+def _straight(apply_model: Callable[..., Tensor], arguments: Mapping[str, Any]) -> Tensor:
+    return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+
+def has_strangers(model_options: Mapping[str, Any], own_key: str) -> bool:
+    """Whether another pack's wrappers stand on the way from here to our place before the UNet."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    kinds = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+    return any(
+        key != own_key and listed
+        for kind in kinds
+        for key, listed in wrappers.get(kind, {}).items()
+    )

@@ -38,7 +38,7 @@ def _sample(scene, model, clip, prompt):
     return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE))
 
 
-@pytest.mark.parametrize("name", ["by hand", "normalised guidance"])
+@pytest.mark.parametrize("name", ["normalised guidance"])
 def test_it_is_right_with_a_bound_token_and_the_host_s_with_it_without_one(scene, name):
     make = layers.MAKERS[name]
 

@@ -40,7 +40,7 @@ def _rows_place(split, batch):
     return place
 
 
-def _row_key(table, batch, split):
+def _row_key(batch, split):
     """For the naive owners: whose prompt, which tile, and the picture last."""
 
     def key(slots, options, row):
@@ -51,7 +51,11 @@ def _row_key(table, batch, split):
     return key
 
 
-def expected(family, cast, split, mask=None, batch=1):
+def _inside(model, split):
+    return split.on(model)
+
+
+def expected(family, cast, split, mask=None, batch=1, install=walks.in_front):
     """The value table in the same split, every row with its picture's masks, cropped to its place."""
     scene, cast = scene_of(family), CASTS[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
@@ -59,21 +63,22 @@ def expected(family, cast, split, mask=None, batch=1):
     slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
     tables = None
     if cast.separation:
-        tables = NaiveOwners(cast.separation, _row_key(None, batch, split))
-        tables.cropped = True
+        tables = NaiveOwners(cast.separation, _row_key(batch, split))
     table = ValueTable(
         scene, [(texts[0][0][0], slots)], tables, _rows_place(split, batch), Cropped(SIZE)
     )
-    return scene.sample(walks.in_front(table.on_patches(scene.model), split), *texts, batch=batch)
+    # The wrapper that watches for the table stands within the split.
+    model = table.on_patches(install(scene.model, split))
+    return scene.sample(model, *texts, batch=batch)
 
 
-def _bound(family, cast, split, mask=None, batch=1, place="behind"):
+def _bound(family, cast, split, mask=None, batch=1, place="behind", install=walks.in_front):
     scene = scene_of(family)
     binding = {} if mask is None else {"mask": mask}
     return beside.sample_bound(
         scene,
         scene.subject(),
-        lambda model: walks.in_front(model, split),
+        lambda model: install(model, split),
         place,
         cast=CASTS[cast],
         binding=binding,
@@ -139,6 +144,7 @@ TILES = {
     "several sizes": lambda **inputs: splits.Tiles(splits.SEVERAL_SIZES, **inputs),
     "in one batch": lambda: splits.TilesInOneBatch(splits.SAME_SIZE),
     "in one batch, by row": lambda: splits.TilesInOneBatch(splits.SAME_SIZE, by_row=True),
+    "past the model": lambda: walks.CallsTheUNet(splits.SEVERAL_SIZES),
 }
 
 
@@ -217,28 +223,39 @@ class TestTiles:
             assert len(warnings_of(caplog)) == count
 
 
-class TestTilesInside:
+INSIDE = {
+    "same size": lambda: splits.TilesInside(splits.SAME_SIZE),
+    "several sizes": lambda: splits.TilesInside(splits.SEVERAL_SIZES),
+    "in one batch": lambda: splits.TilesInsideInOneBatch(splits.SAME_SIZE),
+    "in one batch, by row": lambda: splits.TilesInsideInOneBatch(splits.SAME_SIZE, by_row=True),
+    "reversed": splits.ReversedInside,
+}
+
+
+class TestInsideTheUNet:
     """A wrapper around the UNet's own forward, behind everything that ComfyUI tells."""
 
-    WAYS = pytest.mark.parametrize(
-        "boxes", [splits.SAME_SIZE, splits.SEVERAL_SIZES], ids=["same size", "several sizes"]
-    )
-
-    @WAYS
-    def test_without_masks_each_is_the_value_table_s(self, boxes, caplog):
-        scene = scene_of("sdxl")
-        alter = functools.partial(splits.inside, boxes=boxes)
-        found = beside.sample_bound(scene, scene.subject(), alter)
-        right = beside.sample_naive(scene, scene.subject(), alter)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    @pytest.mark.parametrize("name", INSIDE)
+    @pytest.mark.parametrize("family, cast, batch", [("sdxl", "alone", 1), ("sd15", "apart", 2)])
+    def test_each_part_has_its_own_of_the_masks(self, family, cast, batch, name, caplog):
+        masks, split = MASKS[:batch], INSIDE[name]()
+        right = expected(family, cast, split, masks, batch, install=_inside)
+        for place in beside.PLACES:
+            found = _bound(family, cast, INSIDE[name](), masks, batch, place, install=_inside)
+            assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
+        if name != "reversed":
+            stretched = _bound(family, cast, INSIDE[name](), batch=batch, install=_inside)
+            assert scenes.relative_difference(stretched, right) > beside.VISIBLE
         assert not warnings_of(caplog)
 
-    @WAYS
-    def test_with_masks_these_rest_and_one_warning_says_so(self, boxes, caplog):
-        scene = scene_of("sdxl")
-        alter = functools.partial(splits.inside, boxes=boxes)
-        found = beside.sample_bound(scene, scene.subject(), alter, binding={"mask": MASK})
-        right = beside.sample_naive(scene, scene.subject(), alter)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    @TestTiles.ALTERED
+    def test_where_a_place_cannot_be_known_masks_rest(self, alter, back, caplog):
+        def split():
+            out = (lambda x: x) if back is None else back
+            return splits.TilesInside([(0, 0, 16, 12)], alter, out)
+
+        found = _bound("sdxl", "alone", split(), MASK, install=_inside)
         (warning,) = warnings_of(caplog)
         assert "masks and separation rest" in warning
+        right = expected("sdxl", "alone", split(), install=_inside)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import beside
 import pytest
-import reference
 import scenes
 import torch
 from stand_ins import layers, negated_values, texts
@@ -50,14 +49,16 @@ class Halved(ValueTable):
         return {at // period * (period // 2) + at % period: each for at, each in found.items()}
 
 
-class TestNegatedValues:
-    PROMPTS = {
-        "a weight on another word": ("a <anna> in (rain:-0.7) at night", {2: 1}),
-        "on the bound token": ("a (<anna>:-0.9) in the rain", {2: -1}),
-        "on one of two": ("(<rex>:-1) and <anna>, <rex> again", {1: -1, 3: 1, 5: 1}),
-        "in a second chunk": ("a <anna> " + "very " * 80 + "(<anna>:-1)", {2: 1}),
-    }
+# With the sign of the value of each bound token.
+PROMPTS = {
+    "a weight on another word": ("a <anna> in (rain:-0.7) at night", {2: 1}),
+    "on the bound token": ("a (<anna>:-0.9) in the rain", {2: -1}),
+    "on one of two": ("(<rex>:-1) and <anna>, <rex> again", {1: -1, 3: 1, 5: 1}),
+    "in a second chunk": ("a <anna> " + "very " * 80 + "(<anna>:-1)", {2: 1}),
+}
 
+
+class TestNegatedValues:
     def _known(self, scene, positive, signs):
         anna, rex = scene.naive(scene.subject(0)), scene.naive(scene.subject(1))
         subjects = {place: (rex if place in (1, 5) else anna) for place in signs}
@@ -102,18 +103,18 @@ class TestNegatedValues:
     @pytest.mark.parametrize("name", PROMPTS)
     @pytest.mark.parametrize("family", ["sd15", "sdxl"])
     def test_subjects_follow_their_tokens(self, family, name, order, caplog):
-        found, right, host = self._sample(family, *self.PROMPTS[name], order)
+        found, right, host = self._sample(family, *PROMPTS[name], order)
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
         assert scenes.relative_difference(host, right) > beside.VISIBLE
         assert not warnings_of(caplog)
 
     def test_beside_a_longer_prompt_both_are_repeated(self):
-        text, signs = self.PROMPTS["on the bound token"]
+        text, signs = PROMPTS["on the bound token"]
         found, right, _ = self._sample("sd15", text, signs, "behind", "bad " * 100)
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
     def test_where_layers_have_a_forward_of_their_own(self):
-        text, signs = self.PROMPTS["on the bound token"]
+        text, signs = PROMPTS["on the bound token"]
         found, right, _ = self._sample("sd15", text, signs, "behind", make=layers.scaled)
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
@@ -130,8 +131,12 @@ class TestNegatedValues:
             model, *(double(scene.encode(clip, each)) for each in (text, beside.NEGATIVE))
         )
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
-        assert scenes.relative_difference(scene.sample(
-            negated_values.on_model(scene.model), *texts), right) > beside.VISIBLE
+        assert (
+            scenes.relative_difference(
+                scene.sample(negated_values.on_model(scene.model), *texts), right
+            )
+            > beside.VISIBLE
+        )
         assert not warnings_of(caplog)
 
     def test_without_the_layers_side_the_token_s_key_is_the_subject_s(self):

@@ -138,29 +138,61 @@ SAME_SIZE = [(0, 0, 16, 8), (0, 4, 16, 8)]
 SEVERAL_SIZES = [(0, 0, 8, 12), (6, 0, 10, 8), (6, 4, 10, 8)]
 
 
-def inside(model, boxes):
-    """Tiles where the UNet itself is called, one after the other."""
+class Inside:
+    """A wrapper where the UNet itself is called, behind everything that ComfyUI tells.
 
-    def tiled(executor, x, timesteps, context, y, control, options, **extra):
+    Attributes:
+        now: as of `Split`.
+    """
+
+    def __init__(self):
+        self.now = []
+
+    def on(self, model):
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "tiles", self)
+        return model
+
+
+class TilesInside(Inside):
+    """One after the other.
+
+    Args:
+        alter: of a tile's content, on its way in; `back` on its way out.
+    """
+
+    def __init__(self, boxes, alter=lambda x: x, back=lambda x: x):
+        super().__init__()
+        self._boxes, self._alter, self._back = boxes, alter, back
+
+    def __call__(self, executor, x, timesteps, context, y, control, options, **extra):
         out, count = torch.zeros_like(x), torch.zeros_like(x)
-        for box in boxes:
-            whole = (slice(None),)
-            top, left, height, width = box
-            area = (*whole, slice(None), slice(top, top + height), slice(left, left + width))
-            out[area] += executor(x[area], timesteps, context, y, control, options, **extra)
-            count[area] += 1
+        for top, left, height, width in self._boxes:
+            down, across = slice(top, top + height), slice(left, left + width)
+            self.now = [
+                (row, list(range(16))[down], list(range(12))[across]) for row in range(len(x))
+            ]
+            tile = self._alter(x[..., down, across])
+            tile = executor(tile, timesteps, context, y, control, options, **extra)
+            out[..., down, across] += self._back(tile)
+            count[..., down, across] += 1
         return out / count
 
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "tiles", tiled)
-    return model
 
+class TilesInsideInOneBatch(Inside):
+    """Behind one another, by tile or by row of the batch."""
 
-def inside_in_one_batch(model, boxes, order=lambda cuts: cuts):
-    """Tiles where the UNet itself is called, behind one another."""
+    def __init__(self, boxes, by_row=False):
+        super().__init__()
+        self._boxes, self._by_row = boxes, by_row
 
-    def tiled(executor, x, timesteps, context, y, control, options, **extra):
-        cuts = order([(row, box) for box in boxes for row in range(len(x))])
+    def __call__(self, executor, x, timesteps, context, y, control, options, **extra):
+        cuts = [(row, box) for box in self._boxes for row in range(len(x))]
+        cuts = sorted(cuts, key=lambda cut: cut[0]) if self._by_row else cuts
+        self.now = [
+            (row, list(range(top, top + height)), list(range(left, left + width)))
+            for row, (top, left, height, width) in cuts
+        ]
         rows = [row for row, _ in cuts]
         tiles = torch.stack([_cut(x[row], box) for row, box in cuts])
         y = None if y is None else y[rows]
@@ -171,6 +203,12 @@ def inside_in_one_batch(model, boxes, order=lambda cuts: cuts):
             _cut(count[row], box).add_(1)
         return out / count
 
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "tiles", tiled)
-    return model
+
+class ReversedInside(Inside):
+    """The rows of the batch the other way round."""
+
+    def __call__(self, executor, x, timesteps, context, y, control, options, **extra):
+        self.now = [(row, list(range(16)), list(range(12))) for row in reversed(range(len(x)))]
+        y = None if y is None else y.flip(0)
+        out = executor(x.flip(0), timesteps.flip(0), context.flip(0), y, control, options, **extra)
+        return out.flip(0)

@@ -172,6 +172,33 @@ class CallsFirst(Walk):
         return super().__call__(apply_model, arguments)
 
 
+class CallsTheUNet(Walk):
+    """The UNet itself is called, past the model around it: on tiles, where it is given some.
+
+    Args:
+        boxes: (top, left, height, width) in latent cells.
+
+    Attributes:
+        now: as of `splits.Split`.
+    """
+
+    def __init__(self, boxes=((0, 0, 16, 12),)):
+        super().__init__()
+        self._boxes, self.now = boxes, []
+
+    def walk(self, unet, x, timesteps, context, y, options):
+        out, count = torch.zeros_like(x), torch.zeros_like(x)
+        for top, left, height, width in self._boxes:
+            down, across = slice(top, top + height), slice(left, left + width)
+            self.now = [
+                (row, list(range(16))[down], list(range(12))[across]) for row in range(len(x))
+            ]
+            tile = x[..., down, across]
+            out[..., down, across] += unet(tile, timesteps, context, y, None, options)
+            count[..., down, across] += 1
+        return out / count
+
+
 ACTING = [
     Walk,
     CopiesOptions,
@@ -182,6 +209,7 @@ ACTING = [
     SkipsBlocksWithKeptOptions,
     CallsInBetween,
     CallsFirst,
+    CallsTheUNet,
 ]
 
 
