@@ -25,6 +25,7 @@ from .notices import Notices
 from .recording import recorders_of
 from .report import Report
 from .sampling import SAMPLING_KEY, Sampling
+from .surroundings import in_front_of_strangers
 from .unet_call import UNetCalls
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ class BoundModel:
         notices = Notices(self._node)
         recorders = recorders_of(guider.model_patcher)
         state = Sampling(sigmas.tolist(), self.separation > 0.0, recorders, notices)
-        options = guider.model_options.setdefault("transformer_options", {})
-        options[SAMPLING_KEY] = state
+        options = guider.model_options.get("transformer_options", {})
+        options = in_front_of_strangers(options, KEY, self._calls.around_model)
+        guider.model_options["transformer_options"] = {**options, SAMPLING_KEY: state}
         report = Report(self.bindings, self._sites, guider.conds, notices)
         report.begin()
         for each in state.recordings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -30,10 +30,13 @@ def names_around(
     base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]
 ) -> frozenset[str]:
     """The functions that are not ComfyUI's own: wrappers, and forwards that stand in for a class's."""
-    found = {name_of(each) for each in _functions(base_model, blocks, options)}
-    return frozenset(
-        each for each in found if not each.startswith(("comfy.", "comfy_", "torch.", _OURS))
-    )
+    functions = _functions(base_model, blocks, options)
+    return frozenset(name_of(each) for each in functions if is_foreign(each))
+
+
+def is_foreign(function: Any) -> bool:
+    """Whether a function is another pack's: not ComfyUI's, not ours."""
+    return not name_of(function).startswith(("comfy.", "comfy_", "torch.", _OURS))
 
 
 def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:
@@ -61,12 +64,35 @@ def _straight(apply_model: Callable[..., Tensor], arguments: Mapping[str, Any]) 
     return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
 
 
-def has_strangers(model_options: Mapping[str, Any], own_key: str) -> bool:
-    """Whether another pack's wrappers stand on the way from here to our place before the UNet."""
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    kinds = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+def has_strangers(
+    options: Mapping[str, Any],
+    kinds: Sequence[str] = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL),
+) -> bool:
+    """Whether another pack's wrappers stand on the way from conditionings to our place before the UNet.
+
+    Args:
+        options: ComfyUI's `transformer_options`.
+    """
+    wrappers = options.get("wrappers", {})
     return any(
-        key != own_key and listed
+        is_foreign(each)
         for kind in kinds
-        for key, listed in wrappers.get(kind, {}).items()
+        for listed in wrappers.get(kind, {}).values()
+        for each in listed
     )
+
+
+def in_front_of_strangers(
+    options: Mapping[str, Any], key: str, wrapper: Callable[..., Any]
+) -> dict[str, Any]:
+    """The options of a sampling with a wrapper before all of other packs' around the model.
+
+    What is registered under the key, which is to see what arrives behind them, comes last.
+    """
+    if not has_strangers(options, (WrappersMP.APPLY_MODEL,)):
+        return dict(options)
+    wrappers = options["wrappers"]
+    listed = dict(wrappers[WrappersMP.APPLY_MODEL])
+    own = listed.pop(key, [])
+    ordered = {f"{key} around": [wrapper], **listed, key: own}
+    return {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: ordered}}

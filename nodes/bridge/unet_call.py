@@ -76,7 +76,9 @@ class UNetCalls:
             wrapper = partial(self._call_around, around, model, sampling)
             model_options = {**model_options, FUNCTION_WRAPPER: wrapper}
         if any(slot_map_of(each) is not None for group in conds for each in group or ()):
-            is_direct = around is None and not has_strangers(model_options, CALL_KEY)
+            is_direct = around is None and not has_strangers(
+                model_options.get("transformer_options", {})
+            )
             conds, sampling.sent = self._planning.send(
                 conds, x_in, model_options, sampling, is_direct
             )
@@ -87,7 +89,7 @@ class UNetCalls:
         around: Callable[..., Tensor],
         model: Any,
         sampling: Sampling,
-        apply_model: Callable[..., Tensor],
+        apply_model: Callable[..., Tensor] | None,
         arguments: Mapping[str, Any],
     ) -> Tensor:
         """Around a function that another pack put in front of the UNet.
@@ -118,6 +120,31 @@ class UNetCalls:
             options = self._put_up(options, planned, sampling)
         conditions["transformer_options"] = options
         return _run(call, partial(around, apply_model, {**arguments, "c": conditions}))
+
+    def around_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The same around other packs' wrappers of the model, which may run its blocks as well."""
+        options = transformer_options or {}
+        conditions = {
+            "c_concat": c_concat,
+            "c_crossattn": c_crossattn,
+            "control": control,
+            "transformer_options": options,
+            **kwargs,
+        }
+        sampling = options.get(SAMPLING_KEY) or Sampling.unknown()
+        arguments = {"input": x, "timestep": t, "c": conditions}
+        around = partial(_go_on, executor)
+        return self._call_around(around, executor.class_obj, sampling, None, arguments)
 
     def apply_model(
         self,
@@ -190,6 +217,14 @@ class UNetCalls:
                 planned.base_model, x, planned.noise_level, arrival, options, sampling
             )
             return _run(call, partial(run, put_up(options, call), **kwargs))
+
+
+def _go_on(executor: Callable[..., Tensor], _: None, arguments: Mapping[str, Any]) -> Tensor:
+    """The wrappers behind ours, called with what a function in front of the UNet is given."""
+    conditions = dict(arguments["c"])
+    names = ("c_concat", "c_crossattn", "control", "transformer_options")
+    named = [conditions.pop(name) for name in names]
+    return executor(arguments["input"], arguments["timestep"], *named, **conditions)
 
 
 def _run(call: SiteCall, function: Callable[[], Tensor]) -> Tensor:

@@ -83,6 +83,15 @@ def test_so_they_do_where_a_walk_took_apply_model_s_place(walk, caplog):
     assert not warnings_of(caplog)
 
 
+@pytest.mark.parametrize("place", beside.PLACES)
+@pytest.mark.parametrize("walk", [walks.Walk, walks.SkipsBlocksWithKeptOptions])
+def test_so_they_do_where_a_wrapper_of_the_model_walks(walk, place, caplog):
+    right = expected("sdxl", "alone", walk)
+    found = _bound(scene_of("sdxl"), lambda model: walks.as_wrapper(model, walk()), place)
+    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert not warnings_of(caplog)
+
+
 @pytest.mark.parametrize("walk", [walks.Walk, walks.KeepsOptions, walks.KeepsTables])
 def test_so_they_do_behind_layers_with_a_forward_of_their_own(walk):
     scene = scene_of("sd15")
@@ -104,7 +113,7 @@ def test_so_they_do_behind_layers_with_a_forward_of_their_own(walk):
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
 
-@pytest.mark.parametrize("install", [walks.in_front, walks.in_place])
+@pytest.mark.parametrize("install", [walks.in_front, walks.in_place, walks.as_wrapper])
 def test_a_walk_without_patches_is_named_once_in_each_sampling(install, caplog):
     scene = scene_of("sdxl")
     model, clip = scene.apply(scene.bind())

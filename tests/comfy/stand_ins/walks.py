@@ -14,6 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
     forward_timestep_embed,
     timestep_embedding,
 )
+from comfy.patcher_extension import WrappersMP
 
 
 def run_blocks(unet, x, timesteps, context, y, options, control=None, deep=None):
@@ -221,6 +222,19 @@ def forget():
 def in_front(model, function):
     model = model.clone()
     model.set_model_unet_function_wrapper(function)
+    return model
+
+
+def as_wrapper(model, walk):
+    """A wrapper of the model that calls nothing behind it."""
+    model = model.clone()
+
+    def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, options=None, **extra):
+        conditions = {"c_crossattn": c_crossattn, "transformer_options": options, **extra}
+        own = type("Bound", (), {"__self__": executor.class_obj})
+        return walk(own, {"input": x, "timestep": t, "c": conditions})
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "a step cache", run)
     return model
 
 
