@@ -9,6 +9,7 @@ from .bind import BindSubject
 from .bridge.paths import register_folders
 from .loaders import LoadEncoder, LoadSubject
 from .maps import RecordMaps, ShowMaps
+from .personalise import PersonaliseSubject
 from .regions import CropMasks
 from .subject import EncodeSubject, SaveSubject, SubjectPerPicture
 
@@ -20,6 +21,7 @@ class NestedAttentionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            PersonaliseSubject,
             LoadEncoder,
             EncodeSubject,
             SaveSubject,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..nested_core.binding import Binding, check_tokens_differ
-from ..nested_core.errors import BindingError
 from .bridge.clip import bind_clip
 from .bridge.family import check_clip
-from .bridge.notices import own_id
+from .bridge.notices import own_id, tell
 from .bridge.patch import bind_model
+from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ApplyNestedAttention(io.ComfyNode):
             category=CATEGORY,
             description="Makes a checkpoint know your subjects. Use it like a LoRA: between Load "
             "Checkpoint and the text encode nodes and sampler.",
-            search_aliases=["nested attention", "personalization", "ip adapter", "face id"],
+            search_aliases=[*LIKENESS, "apply ipadapter", "apply instantid", "regional prompt"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The checkpoint's MODEL; itself it stays as it is."
@@ -45,7 +46,11 @@ class ApplyNestedAttention(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(
                         BindingSocket.Input(
                             "binding",
-                            tooltip="One subject and its word; connect as many as you like.",
+                            # The page leaves out what is bypassed or muted; a required one would
+                            # stop the run.
+                            optional=True,
+                            tooltip="One subject and its word; connect as many as you like. Without "
+                            "any, model and clip pass through.",
                         ),
                         prefix="binding_",
                         min=1,
@@ -73,15 +78,17 @@ class ApplyNestedAttention(io.ComfyNode):
         cls,
         model: ModelPatcher,
         clip: CLIP,
-        bindings: dict[str, Binding],
+        bindings: dict[str, Binding | None] | None = None,
         separation: float = 0.0,
     ) -> io.NodeOutput:
-        connected = [binding for binding in bindings.values() if binding is not None]
+        connected = [binding for binding in (bindings or {}).values() if binding is not None]
         if not connected:
-            raise BindingError(
-                "Apply Nested Attention: no binding is connected. Connect the output of at least one "
-                "Bind Subject node."
+            tell(
+                "no binding is connected, or all are bypassed or muted: model and clip pass through.",
+                [own_id(cls)],
+                logging.INFO,
             )
+            return io.NodeOutput(model, clip)
         check_tokens_differ(connected)
         check_clip(clip)
         return io.NodeOutput(

@@ -10,7 +10,40 @@ from ..nested_core.fidelity import AS_TRAINED
 from ..nested_core.schedule import SCHEDULES
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.notices import own_id
+from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
+
+
+def word_inputs() -> list[io.Input]:
+    """The word in the prompt, and what it is read as."""
+    return [
+        io.String.Input(
+            "token",
+            default="<person>",
+            tooltip="The word you write in the prompt. Upper and lower case matter.",
+        ),
+        io.String.Input(
+            "noun",
+            default="",
+            tooltip="What the text encoder reads instead of the token: it decides what kind of "
+            "thing is drawn and where. Empty: the encoder's own noun.",
+        ),
+    ]
+
+
+def fidelity_input(optional: bool = False) -> io.Input:
+    """The one knob between the prompt and the subject."""
+    return io.Float.Input(
+        "fidelity",
+        default=AS_TRAINED,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        display_mode=io.NumberDisplay.slider,
+        optional=optional,
+        tooltip="Left, the picture follows the prompt and any person or dog will do; "
+        "right, it holds on to the photograph. 0.5: as trained.",
+    )
 
 
 class BindSubject(io.ComfyNode):
@@ -22,22 +55,12 @@ class BindSubject(io.ComfyNode):
             category=CATEGORY,
             description="Gives a subject a word of its own. Where the prompt says that word, the "
             "subject appears.",
-            search_aliases=["nested attention", "token", "bind face", "trigger word"],
+            search_aliases=[*LIKENESS, "token", "bind face", "trigger word"],
             inputs=[
                 SubjectSocket.Input(
                     "subject", tooltip="Who or what the word in the prompt stands for."
                 ),
-                io.String.Input(
-                    "token",
-                    default="<person>",
-                    tooltip="The word you write in the prompt. Upper and lower case matter.",
-                ),
-                io.String.Input(
-                    "noun",
-                    default="",
-                    tooltip="What the text encoder reads instead of the token: it decides what kind of "
-                    "thing is drawn and where. Empty: the encoder's own noun.",
-                ),
+                *word_inputs(),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -90,17 +113,7 @@ class BindSubject(io.ComfyNode):
                     tooltip="Attention layers in which the subject acts, such as u, m0 or u3-5; "
                     "!d leaves the input blocks out. Empty: all, as trained.",
                 ),
-                io.Float.Input(
-                    "fidelity",
-                    default=AS_TRAINED,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    display_mode=io.NumberDisplay.slider,
-                    optional=True,
-                    tooltip="Left, the picture follows the prompt and any person or dog will do; "
-                    "right, it holds on to the photograph. 0.5: as trained.",
-                ),
+                fidelity_input(optional=True),
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),

@@ -7,10 +7,19 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..nested_core.attention import ValueNormMode
-from ..nested_core.checkpoint import load_encoder, load_subject
+from ..nested_core.checkpoint import load_subject
 from ..nested_core.config import HiddenState
 from ..nested_core.encoder import Encoder
-from .bridge.paths import ENCODERS, SUBJECTS, file_fingerprint, file_names, file_path
+from .bridge.paths import (
+    ENCODERS,
+    SUBJECTS,
+    file_fingerprint,
+    file_names,
+    file_path,
+    missing_file,
+)
+from .bridge.shared_files import encoder_of_file
+from .search import LIKENESS
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
 FROM_FILE = "from file"
@@ -25,7 +34,13 @@ class LoadEncoder(io.ComfyNode):
             category=CATEGORY,
             description="Reads an encoder, which turns photographs of one kind of subject into "
             "something that the image model understands.",
-            search_aliases=["nested attention", "personalization", "identity", "face encoder"],
+            search_aliases=[
+                *LIKENESS,
+                "face encoder",
+                "load ipadapter",
+                "load instantid",
+                "load pulid",
+            ],
             inputs=[
                 io.Combo.Input(
                     "encoder_name",
@@ -85,7 +100,11 @@ class LoadEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str, **_: object) -> str:
+    def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
+        return encoder_name is None or missing_file(ENCODERS, encoder_name) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, encoder_name: str | None = None, **_: object) -> str:
         return file_fingerprint(ENCODERS, encoder_name)
 
     @classmethod
@@ -106,7 +125,7 @@ class LoadEncoder(io.ComfyNode):
             "resampler.dim_head": (dim_head, 0),
         }
         chosen = {name: value for name, (value, unset) in settings.items() if value != unset}
-        return io.NodeOutput(load_encoder(file_path(ENCODERS, encoder_name), chosen))
+        return io.NodeOutput(encoder_of_file(encoder_name, chosen))
 
 
 class LoadSubject(io.ComfyNode):
@@ -117,7 +136,15 @@ class LoadSubject(io.ComfyNode):
             display_name="Load Subject",
             category=CATEGORY,
             description="Reads a subject that was saved before; the photograph is not needed again.",
-            search_aliases=["nested attention", "saved face", "saved identity"],
+            search_aliases=[
+                "nested attention",
+                "saved face",
+                "saved identity",
+                "saved character",
+                "character",
+                "identity",
+                "load embedding",
+            ],
             inputs=[
                 io.Combo.Input(
                     "subject_name",
@@ -135,7 +162,11 @@ class LoadSubject(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, subject_name: str, **_: object) -> str:
+    def validate_inputs(cls, subject_name: str | None = None) -> bool | str:
+        return subject_name is None or missing_file(SUBJECTS, subject_name) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, subject_name: str | None = None, **_: object) -> str:
         return file_fingerprint(SUBJECTS, subject_name)
 
     @classmethod

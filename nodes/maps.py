@@ -43,6 +43,7 @@ class RecordMaps(io.ComfyNode):
                     "sites",
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip="Attention layers to record, such as u, m0 or u3-5; !d leaves the input "
                     "blocks out. Empty: all.",
                 ),
@@ -50,6 +51,7 @@ class RecordMaps(io.ComfyNode):
                     "values",
                     default=True,
                     optional=True,
+                    advanced=True,
                     tooltip="Also keep what each pixel is told of the subject, at the last of the "
                     "steps: what Show Maps needs for 'values'.",
                 ),

@@ -13,6 +13,7 @@ from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.paths import SUBJECTS, save_folder, with_date
 from .bridge.vision import encode_subject
+from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ class EncodeSubject(io.ComfyNode):
             category=CATEGORY,
             description="Makes a subject of one or several photographs of the same person, animal or "
             "thing.",
-            search_aliases=[
-                "nested attention",
-                "face",
-                "identity",
-                "reference image",
-                "ip adapter",
-            ],
+            search_aliases=[*LIKENESS, *PHOTOGRAPH, "face embedding"],
             inputs=[
                 EncoderSocket.Input(
                     "encoder", tooltip="Decides what of the photograph is kept as identity."
@@ -110,7 +105,15 @@ class SaveSubject(io.ComfyNode):
             category=CATEGORY,
             description="Writes a subject to models/nested_subjects, to be used again without its "
             "photograph.",
-            search_aliases=["nested attention", "save face", "save identity"],
+            search_aliases=[
+                "nested attention",
+                "save face",
+                "save identity",
+                "save character",
+                "character",
+                "identity",
+                "save embedding",
+            ],
             is_output_node=True,
             inputs=[
                 SubjectSocket.Input(
@@ -152,7 +155,17 @@ class SubjectPerPicture(io.ComfyNode):
             category=CATEGORY,
             description="Gives each picture of a batch a subject of its own under one word: the panels "
             "of a comic, the frames of a video, or several people in one go.",
-            search_aliases=["nested attention", "batch", "comic", "frames", "video", "sequence"],
+            search_aliases=[
+                "nested attention",
+                "batch",
+                "comic",
+                "storyboard",
+                "consistent character",
+                "character",
+                "frames",
+                "video",
+                "sequence",
+            ],
             inputs=[
                 io.Autogrow.Input(
                     "subjects",

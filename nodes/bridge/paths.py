@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps encoder and subject files."""
+"""Where ComfyUI keeps the files that our nodes name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ...nested_core.errors import MissingFileError, shown
 
 ENCODERS = "nested_attention"
 SUBJECTS = "nested_subjects"
+CLIP_VISIONS = "clip_vision"  # ComfyUI's own
 _SUFFIX = ".safetensors"
 
 
@@ -26,8 +27,15 @@ def register_folders() -> None:
 
 
 def file_names(kind: str) -> list[str]:
-    """The files that a combo offers."""
-    return folder_paths.get_filename_list(kind)
+    """The files that a combo offers; where there is none, the folder that the first one belongs in.
+
+    A combo without any entry shows `undefined`, and says nothing of what is missing.
+    """
+    return folder_paths.get_filename_list(kind) or [_no_file(kind)]
+
+
+def _no_file(kind: str) -> str:
+    return f"(no file in models/{kind})"
 
 
 def file_path(kind: str, name: str) -> Path:
@@ -36,19 +44,43 @@ def file_path(kind: str, name: str) -> Path:
     Raises:
         MissingFileError: no such file; names the folders that were searched.
     """
-    path = folder_paths.get_full_path(kind, name)
-    if path is None:
-        folders = " or ".join(folder_paths.get_folder_paths(kind))
-        raise MissingFileError(
-            f"'{shown(name, 300)}' was not found. Put the .safetensors file into {folders}, then refresh the "
-            "node list (R) and choose it again."
+    problem = missing_file(kind, name)
+    if problem is not None:
+        raise MissingFileError(problem)
+    return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def missing_file(kind: str, name: str) -> str | None:
+    """What to do about a file that no combo offers, or None: what a node says before the run."""
+    offered = name in folder_paths.get_filename_list(kind)
+    if offered and folder_paths.get_full_path(kind, name) is not None:
+        return None
+    if name == _no_file(kind):
+        return (
+            f"there is no {_WHAT[kind]} yet. Put its .safetensors file into {searched(kind)}, then "
+            f"{_CHOOSE}."
         )
-    return Path(path)
+    return (
+        f"'{shown(name, 300)}' was not found. Put the .safetensors file into {searched(kind)}, then "
+        f"{_CHOOSE} again."
+    )
 
 
-def file_fingerprint(kind: str, name: str) -> str:
-    """Changes when the file, or another shard of it, is replaced, so that ComfyUI reads it again."""
-    path = folder_paths.get_full_path(kind, name)
+def searched(kind: str) -> str:
+    """The folders in which files of this kind are looked for."""
+    return " or ".join(folder_paths.get_folder_paths(kind))
+
+
+_CHOOSE = "refresh the node list (R) and choose it"
+_WHAT = {ENCODERS: "encoder", SUBJECTS: "subject", CLIP_VISIONS: "CLIP vision model"}
+
+
+def file_fingerprint(kind: str, name: str | None) -> str:
+    """Changes when the file, or another shard of it, is replaced, so that ComfyUI reads it again.
+
+    None is a name that another node hands over; ComfyUI does not know it before that one ran.
+    """
+    path = None if name is None else folder_paths.get_full_path(kind, name)
     if path is None:
         return "missing"
     return "|".join(_state(part) for part in source_files(Path(path)))

@@ -35,17 +35,21 @@ def encode_subject(
     crop: str,
     combine: str,
     weights: str = "",
+    node: str = "Encode Subject",
 ) -> Subject:
     """One subject from its reference photographs `image` `[references, height, width, channels]`.
+
+    Args:
+        node: which one encodes, for messages about its image encoder.
 
     Raises:
         SubjectError: the image encoder is missing or another one, the pictures, the mask or the
             weights are unusable.
     """
-    _check_image_encoder(encoder, clip_vision)
+    _check_image_encoder(encoder, clip_vision, node)
     photographs = square_photographs(rgb_images(image), mask, cast("CropMode", crop))
     parsed_weights = parse_weights(weights, len(photographs))
-    features = _patch_features(encoder, cast("ClipVisionModel", clip_vision), photographs)
+    features = _patch_features(encoder, cast("ClipVisionModel", clip_vision), photographs, node)
     patcher = encoder_patcher(encoder)
     model_management.load_models_gpu([patcher])
     return subject_from_features(
@@ -58,31 +62,32 @@ def encode_subject(
 
 
 def _patch_features(
-    encoder: Encoder, clip_vision: ClipVisionModel, photographs: list[Tensor]
+    encoder: Encoder, clip_vision: ClipVisionModel, photographs: list[Tensor], node: str
 ) -> Tensor:
     wanted = encoder.config.image_encoder
     output = _OUTPUTS[wanted.hidden_state]
     features = [clip_vision.encode_image(photo, crop=True)[output] for photo in photographs]
-    if features[0].shape[-1] != wanted.hidden_size:
-        raise SubjectError(_wrong_image_encoder(encoder, f"hidden size {features[0].shape[-1]}"))
+    size = features[0].shape[-1]
+    if size != wanted.hidden_size:
+        raise SubjectError(_wrong_image_encoder(encoder, f"hidden size {size}", node))
     return torch.cat(features)
 
 
-def _check_image_encoder(encoder: Encoder, clip_vision: ClipVisionModel | None) -> None:
+def _check_image_encoder(encoder: Encoder, clip_vision: ClipVisionModel | None, node: str) -> None:
     wanted = encoder.config.image_encoder
     if clip_vision is None:
         raise SubjectError(
-            f"Encode Subject: encoder '{encoder.name}' reads {_describe(wanted)}, but clip_vision "
+            f"{node}: encoder '{encoder.name}' reads {_describe(wanted)}, but clip_vision "
             "is not connected. Add a Load CLIP Vision node and connect it."
         )
     size = getattr(clip_vision, "image_size", wanted.image_size)
     if size != wanted.image_size:
-        raise SubjectError(_wrong_image_encoder(encoder, f"image size {size}"))
+        raise SubjectError(_wrong_image_encoder(encoder, f"image size {size}", node))
 
 
-def _wrong_image_encoder(encoder: Encoder, found: str) -> str:
+def _wrong_image_encoder(encoder: Encoder, found: str, node: str) -> str:
     return (
-        f"Encode Subject: encoder '{encoder.name}' reads {_describe(encoder.config.image_encoder)}, "
+        f"{node}: encoder '{encoder.name}' reads {_describe(encoder.config.image_encoder)}, "
         f"but the connected CLIP vision model has {found}. Load the CLIP vision model that the "
         "encoder was trained with (ViT-H/14 has hidden size 1280, ViT-L/14 1024)."
     )

@@ -208,13 +208,6 @@ class TestBinding:
         ):
             sdxl.apply(sdxl.bind(), sdxl.bind(sdxl.subject(1)))
 
-    def test_no_binding(self, sdxl):
-        with _message(
-            "Apply Nested Attention: no binding is connected. Connect the output of at least one Bind "
-            "Subject node."
-        ):
-            sdxl.apply()
-
     def test_a_site_that_the_model_does_not_have(self, sdxl):
         with _message(
             "Sites 'u9': this model has no such cross-attention layer. It has d3.0 d5.0-1 m0.0-1 u0.0-1 "

@@ -11,7 +11,7 @@ import pytest
 from graph_to_api import api_prompt
 from PIL import Image
 from serving import ROOT, client_module
-from tiny_graphs import ENCODER_NAME, two_subjects, with_tiny_models
+from tiny_graphs import ENCODER_NAME, VISION_NAME, one_photograph, two_subjects, with_tiny_models
 
 pytestmark = pytest.mark.server
 
@@ -26,6 +26,18 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 # Ids, inputs and their types: public, in other people's workflows. They never change.
 PUBLIC = {
+    "NestedAttention_Subject": (
+        {
+            "image": "IMAGE",
+            "token": "STRING",
+            "noun": "STRING",
+            "fidelity": "FLOAT",
+            "encoder_name": "COMBO",
+            "clip_vision_name": "COMBO",
+        },
+        {"mask": "MASK"},
+        ["NESTED_ATTENTION_BINDING", "NESTED_ATTENTION_SUBJECT"],
+    ),
     "NestedAttention_LoadEncoder": (
         {"encoder_name": "COMBO"},
         {
@@ -313,12 +325,113 @@ def test_a_replaced_encoder_file_is_read_again(server):
     assert _pictures(server.run(prompt))
 
 
-def test_a_missing_binding_is_refused_before_anything_runs(server):
+@pytest.mark.smoke
+def test_without_a_binding_model_and_clip_pass_through(server):
+    """As the page queues it where every Bind Subject is bypassed or muted."""
     prompt = two_subjects()
+    bound = _picture_of(server, server.run(prompt), "SaveImage")
     for key in ("bindings.binding_0", "bindings.binding_1"):
         del prompt["apply"]["inputs"][key]
-    with pytest.raises(client_module.PromptError, match="binding_0"):
-        server.run(prompt)
+    passed = _picture_of(server, server.run(prompt), "SaveImage")
+    for node, slot, name in (
+        ("sampler", 0, "model"),
+        ("positive", 1, "clip"),
+        ("negative", 1, "clip"),
+    ):
+        prompt[node]["inputs"][name] = ["checkpoint", slot]
+    assert np.array_equal(_picture_of(server, server.run(prompt), "SaveImage"), passed)
+    assert not np.array_equal(bound, passed)
+
+
+def test_the_second_binding_stays_where_the_first_is_bypassed(server):
+    prompt = two_subjects()
+    prompt["positive"]["inputs"]["text"] = "a photo of <rex>"
+    with_both = _picture_of(server, server.run(prompt), "SaveImage")
+    del prompt["apply"]["inputs"]["bindings.binding_0"]
+    assert np.array_equal(_picture_of(server, server.run(prompt), "SaveImage"), with_both)
+
+
+class TestOnePhotograph:
+    """Load, encode and bind by one node."""
+
+    @pytest.mark.smoke
+    def test_it_draws_and_says_what_became_of_it(self, server):
+        prompt = one_photograph()
+        picture = _picture_of(server, server.run(prompt), "SaveImage")
+        prompt["sampler"]["inputs"]["seed"] = 2
+        shown = server.texts_of(prompt)
+        assert shown["subject"].startswith("<anna> acted: 1 picture")
+        prompt["sampler"]["inputs"]["seed"] = 1
+        prompt["subject"]["inputs"]["fidelity"] = 0.0
+        assert not np.array_equal(_picture_of(server, server.run(prompt), "SaveImage"), picture)
+
+    @pytest.mark.smoke
+    @pytest.mark.parametrize(
+        "inputs, message",
+        [
+            (
+                {"clip_vision_name": "none"},
+                "reads photographs through a CLIP vision model. Choose",
+            ),
+            (
+                {"clip_vision_name": "gone"},
+                "'gone' was not found. Put the .safetensors file into",
+            ),
+            (
+                {"encoder_name": "gone"},
+                "'gone' was not found. Put the .safetensors file into",
+            ),
+        ],
+    )
+    def test_a_missing_file_is_named_before_anything_runs(self, server, inputs, message):
+        prompt = one_photograph()
+        prompt["subject"]["inputs"].update(inputs)
+        with pytest.raises(client_module.PromptError, match=re.escape(message)) as refused:
+            server.run(prompt)
+        answer = json.loads(str(refused.value))
+        assert answer["error"]["type"] == "prompt_outputs_failed_validation"
+        assert list(answer["node_errors"]) == ["subject"]
+
+    def test_replaced_files_are_read_again(self, server):
+        prompt = one_photograph()
+        before = _picture_of(server, server.run(prompt), "SaveImage")
+        path = server.base / "models" / "clip_vision" / VISION_NAME
+        good = path.read_bytes()
+        try:
+            path.write_bytes(b"no image encoder")
+            with pytest.raises(
+                client_module.PromptError, match=f"'{VISION_NAME}' is no image encoder"
+            ):
+                server.run(prompt)
+        finally:
+            path.write_bytes(good)
+        assert np.array_equal(_picture_of(server, server.run(prompt), "SaveImage"), before)
+
+
+# What people type who look for this pack, and what they shall find with it, among others.
+SEARCHES = {
+    "Subject Apply": (
+        "character", "consistent character", "likeness", "identity", "same person", "instantid",
+        "pulid", "ipadapter", "ip adapter", "photomaker", "face id", "faceid", "face swap",
+        "faceswap", "dreambooth", "lora without training", "textual inversion", "personalization",
+        "personalisation", "personalize",
+    ),
+    "Subject EncodeSubject": ("photo", "photograph", "portrait", "face", "reference", "reference image"),
+    "BindSubject": ("token", "trigger word"),
+    "SaveSubject LoadSubject": ("character", "identity"),
+    "SubjectPerPicture": ("comic", "batch", "video", "consistent character"),
+    "RecordMaps ShowMaps": ("attention map", "heatmap", "visualize"),
+    "CropMasks": ("detailer", "inpaint crop"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", SEARCHES)
+def test_what_people_type_finds_the_nodes(server, nodes):
+    for name in nodes.split():
+        node_id = f"NestedAttention_{name}"
+        aliases = server.get(f"/object_info/{node_id}")[node_id]["search_aliases"]
+        assert len(aliases) == len(set(aliases))
+        assert set(SEARCHES[nodes]) <= set(aliases)
 
 
 class TestWhatNodesShow:

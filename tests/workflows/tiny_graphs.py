@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from nested_core.attention import ValueNorm
 from nested_core.checkpoint import save_encoder
@@ -28,8 +29,10 @@ LOADERS = {
     "ControlNetLoader": {"class_type": "TinyModels_LoadControlNet", "inputs": {"family": "sdxl"}},
 }
 ENCODER_NAME = "random.safetensors"
+VISION_NAME = "random_vision.safetensors"
 
 _EXAMPLE_ENCODERS = ("person_sdxl.safetensors", "pet_sdxl.safetensors")
+_EXAMPLE_VISION = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 _SUBJECTS = (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
 _EXAMPLE_PICTURES = ("anna.jpg", "rex.jpg", "ben.jpg", "two_people_pose.png")
 # The cross-attention layers of the tiny SDXL, with their widths.
@@ -41,7 +44,8 @@ _SITE_WIDTH = 64
 def prepare(base: Path) -> None:
     """Puts the pictures and encoders that examples and tests name where the server looks."""
     pictures, encoders = base / "input", base / "models" / "nested_attention"
-    for folder in (pictures, encoders):
+    visions = base / "models" / "clip_vision"
+    for folder in (pictures, encoders, visions):
         folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(_EXAMPLE_PICTURES):
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
@@ -49,6 +53,9 @@ def prepare(base: Path) -> None:
     _save_random_encoder(encoders / ENCODER_NAME)
     for name in _EXAMPLE_ENCODERS:
         shutil.copy(encoders / ENCODER_NAME, encoders / name)
+    for name in (VISION_NAME, _EXAMPLE_VISION):
+        # What the tiny models' pack makes an image encoder of.
+        save_file({"vision_model.embeddings.class_embedding": torch.ones(24)}, visions / name)
 
 
 def _save_random_encoder(path: Path) -> None:
@@ -129,3 +136,25 @@ def two_subjects() -> Prompt:
         )
         graph["apply"]["inputs"][f"bindings.binding_{index}"] = [f"{name} binding", 0]
     return graph
+
+
+def one_photograph() -> Prompt:
+    """The same checkpoint and prompt; Anna's photograph is loaded, encoded and bound by one node."""
+    theirs = ("anna subject", "anna binding", "rex photo", "rex subject", "rex binding")
+    left_out = {"vision", "encoder", *theirs}
+    prompt = {name: entry for name, entry in two_subjects().items() if name not in left_out}
+    prompt["subject"] = {
+        "class_type": "NestedAttention_Subject",
+        "inputs": {
+            "image": ["anna photo", 0],
+            "token": "<anna>",
+            "noun": "woman",
+            "fidelity": 0.5,
+            "encoder_name": ENCODER_NAME,
+            "clip_vision_name": VISION_NAME,
+        },
+    }
+    inputs = prompt["apply"]["inputs"]
+    del inputs["bindings.binding_1"]
+    inputs["bindings.binding_0"] = ["subject", 0]
+    return prompt

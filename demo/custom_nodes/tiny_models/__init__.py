@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import comfy.clip_vision
 from comfy_api.latest import ComfyExtension, io
 
 from . import tiny
+
+comfy.clip_vision.load_clipvision_from_sd = tiny.with_small_files(
+    comfy.clip_vision.load_clipvision_from_sd
+)
 
 
 class TinyModelsLoadCheckpoint(io.ComfyNode):

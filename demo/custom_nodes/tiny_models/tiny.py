@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ VISION_CONFIG = {
     "layer_norm_eps": 1e-5,
     "model_type": "clip_vision_model",
 }
+_WIDEST_SMALL_VISION = 32
 
 _UNET = {
     "image_size": 32,
@@ -155,6 +157,24 @@ def clip_vision(seed: int = 3, **overrides: Any) -> comfy.clip_vision.ClipVision
         vision = comfy.clip_vision.ClipVisionModel(str(path))
     randomise(vision.model, seed)
     return vision
+
+
+def with_small_files(load_from_state: Callable[..., Any]) -> Callable[..., Any]:
+    """ComfyUI's reader of CLIP vision files (`comfy.clip_vision.load_clipvision_from_sd`), which tells
+    them by their number of layers, and with this also reads files of an image encoder of `clip_vision`.
+
+    What such a file does not hold is random as there; the class embedding alone is enough.
+    """
+
+    def load(sd: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        embedding = sd.get("vision_model.embeddings.class_embedding")
+        if embedding is None or len(embedding) > _WIDEST_SMALL_VISION:
+            return load_from_state(sd, *args, **kwargs)
+        vision = clip_vision(hidden_size=len(embedding))
+        vision.load_sd(sd)
+        return vision
+
+    return load
 
 
 def vae(seed: int = 4) -> comfy.sd.VAE:
