@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +160,23 @@ def make_scene(family: str, dtype: torch.dtype = torch.float32, **encoder_config
         tiny.clip_vision(),
         make_encoder(family, model, **encoder_config),
     )
+
+
+# Four layers of one size: for what is the same at every site of every family.
+SMALL = {
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+}
+
+
+@functools.cache
+def shared_scene(family: str, steps: int = 2) -> Scene:
+    """One scene for all tests that leave its checkpoint as it is; `small` is a family here."""
+    scene = make_scene_of("sd15", **SMALL) if family == "small" else make_scene(family)
+    scene.steps = steps
+    return scene
 
 
 def make_scene_of(family: str, **unet_config: Any) -> Scene:

@@ -18,19 +18,13 @@ CASTS = {"alone": beside.ALONE, "apart": beside.APART}
 WHOLE = (0, list(range(16)), list(range(12)))
 
 
-def _scene(family):
-    scene = scenes.make_scene(family)
-    scene.steps = 2
-    return scene
-
-
 def _blocks(told):
     return lambda model: blocks.on_model(model, told)
 
 
 @functools.cache
 def expected(family, cast, told, masked=False, patched=False):
-    scene, cast = _scene(family), CASTS[cast]
+    scene, cast = scenes.shared_scene(family), CASTS[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
     settings = {"mask": MASK} if masked else {}
     slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
@@ -44,29 +38,34 @@ def _smaller(query, key, value, options):
     return 0.7 * foreign.attention(query, key, value, {"n_heads": 8, "attn_precision": None})
 
 
-@pytest.mark.parametrize("place", beside.PLACES)
+def _bound(family, alter, place="behind", cast="alone", **inputs):
+    scene = scenes.shared_scene(family)
+    return beside.sample_bound(
+        scene, scene.subject(), alter, place, cast=CASTS[cast], binding=inputs
+    )
+
+
 @pytest.mark.parametrize("told", blocks.TOLD)
 @pytest.mark.parametrize("family, cast", [("sdxl", "alone"), ("sd15", "apart")])
-def test_subjects_act_beside_them_as_in_the_value_table(family, cast, told, place, caplog):
+def test_subjects_act_beside_them_as_in_the_value_table(family, cast, told, caplog):
     right = expected(family, cast, told)
-    found = beside.sample_bound(
-        _scene(family), _scene(family).subject(), _blocks(told), place, cast=CASTS[cast]
-    )
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    for place in beside.PLACES:
+        found = _bound(family, _blocks(told), place, cast)
+        assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
     assert not warnings_of(caplog)
 
 
 @pytest.mark.parametrize("told", blocks.TOLD)
 def test_without_a_bound_token_they_are_the_host_s(told):
-    scene = _scene("sdxl")
+    scene = scenes.shared_scene("sdxl")
     model, clip = scene.apply(scene.bind())
     texts = (scene.encode(clip, each) for each in (beside.PLAIN, beside.NEGATIVE))
     found = scene.sample(_blocks(told)(model), *texts)
-    assert torch.equal(found, foreign.sample_host(_scene("sdxl"), _blocks(told)))
+    assert torch.equal(found, foreign.sample_host(scenes.shared_scene("sdxl"), _blocks(told)))
 
 
 def test_patches_called_with_no_options_at_all():
-    found = beside.sample_bound(_scene("sd15"), _scene("sd15").subject(), blocks.without_arguments)
+    found = _bound("sd15", blocks.without_arguments)
     right = expected("sd15", "alone", "nothing")
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
@@ -74,13 +73,7 @@ def test_patches_called_with_no_options_at_all():
 @pytest.mark.parametrize("told", ["only heads", "nothing", "no shapes"])
 @pytest.mark.parametrize("cast", CASTS)
 def test_masks_find_their_grid_where_no_shape_is_told(cast, told):
-    found = beside.sample_bound(
-        _scene("sd15"),
-        _scene("sd15").subject(),
-        _blocks(told),
-        cast=CASTS[cast],
-        binding={"mask": MASK},
-    )
+    found = _bound("sd15", _blocks(told), cast=cast, mask=MASK)
     right = expected("sd15", cast, told, masked=True)
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
     without = expected("sd15", cast, told)
@@ -90,9 +83,11 @@ def test_masks_find_their_grid_where_no_shape_is_told(cast, told):
 @pytest.mark.parametrize("told", ["no precision", "nothing"])
 def test_a_replace_patch_within_them_is_the_base(told):
     def alter(model):
-        return foreign.put_on(_blocks(told)(model), _smaller, foreign.sites_of(_scene("sd15")))
+        return foreign.put_on(
+            _blocks(told)(model), _smaller, foreign.sites_of(scenes.shared_scene("sd15"))
+        )
 
-    found = beside.sample_bound(_scene("sd15"), _scene("sd15").subject(), alter)
+    found = _bound("sd15", alter)
     right = expected("sd15", "alone", told, patched=True)
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
@@ -118,7 +113,7 @@ def test_a_block_of_no_class_that_the_host_knows(caplog):
             model.add_object_patch(path, Block(site, block))
         return model
 
-    found = beside.sample_bound(_scene("sd15"), _scene("sd15").subject(), alter)
+    found = _bound("sd15", alter)
     right = expected("sd15", "alone", "only heads")
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
     assert not warnings_of(caplog)
@@ -131,12 +126,12 @@ def test_a_layer_with_a_forward_of_its_own_inside_such_a_block(told):
     def alter(model):
         return _blocks(told)(layers.as_object_patches(model, layers.scaled))
 
-    scene = _scene("sd15")
+    scene = scenes.shared_scene("sd15")
     texts = [scene.encode(scene.clip, each) for each in (beside.PLAIN, beside.NEGATIVE)]
     slots = beside.naive_slots(scene, scene.subject(), beside.ALONE)
     table = ValueTable(scene, [(texts[0][0][0], slots)])
     right = scene.sample(_blocks(told)(table.behind(scene.model, layers.scaled)), *texts)
-    found = beside.sample_bound(_scene("sd15"), _scene("sd15").subject(), alter)
+    found = _bound("sd15", alter)
     assert scenes.relative_difference(found, right) < beside.TOLERANCE
 
 
@@ -145,7 +140,7 @@ def test_where_such_a_block_does_not_say_where_it_is_one_warning_does(told, capl
     def alter(model):
         return _blocks(told)(layers.as_object_patches(model, layers.scaled))
 
-    found = beside.sample_bound(_scene("sd15"), _scene("sd15").subject(), alter)
-    assert torch.equal(found, foreign.sample_host(_scene("sd15"), alter))
+    found = _bound("sd15", alter)
+    assert torch.equal(found, foreign.sample_host(scenes.shared_scene("sd15"), alter))
     (warning,) = warnings_of(caplog)
     assert "OwnForward" in warning

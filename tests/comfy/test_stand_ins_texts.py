@@ -16,11 +16,8 @@ from value_table import ValueTable
 NOUNS = {"<anna>": "woman", "<rex>": "dog"}
 
 
-@functools.cache
 def scene_of(family):
-    scene = scenes.make_scene(family)
-    scene.steps = 2
-    return scene
+    return scenes.shared_scene(family)
 
 
 def _plain(text):

@@ -24,11 +24,8 @@ def _forget():
     walks.forget()
 
 
-@functools.cache
 def scene_of(family):
-    scene = scenes.make_scene(family)
-    scene.steps = STEPS
-    return scene
+    return scenes.shared_scene(family, STEPS)
 
 
 @functools.cache

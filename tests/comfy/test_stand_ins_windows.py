@@ -14,7 +14,7 @@ from stand_ins.windows import Windows
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
-STEPS = 3
+STEPS = 2
 BATCH = 5
 SIZE = HEIGHT, WIDTH = 16, 12
 MASKS = torch.rand(BATCH, 32, 24, generator=torch.Generator().manual_seed(3))
@@ -22,11 +22,8 @@ CASTS = {"alone": beside.ALONE, "apart": beside.APART}
 ROUNDING = 2e-5  # pictures weighed and added, in several orders
 
 
-@functools.cache
 def scene_of(family):
-    scene = scenes.make_scene(family)
-    scene.steps = STEPS
-    return scene
+    return scenes.shared_scene(family, STEPS)
 
 
 def _core(**inputs):
@@ -79,27 +76,27 @@ OVERLAPPING = {
 }
 
 
+@functools.cache
+def _whole(with_masks):
+    masks = {"mask": MASKS} if with_masks else {}
+    return _bound("small", "alone", subject=_several(scene_of("small")), **masks)
+
+
 class TestPictures:
     """Each is drawn by itself: windows that overlap weigh equal results."""
 
     @pytest.mark.parametrize("name", OVERLAPPING)
     @pytest.mark.parametrize("place", beside.PLACES)
-    def test_each_keeps_its_mask(self, name, place, caplog):
-        whole = _bound("sd15", "alone", mask=MASKS)
-        found = _bound("sd15", "alone", OVERLAPPING[name], place, mask=MASKS)
+    def test_each_keeps_its_subject_and_its_mask(self, name, place, caplog):
+        """One subject for each picture, and one mask."""
+        whole = _whole(with_masks=True)
+        several = _several(scene_of("small"))
+        found = _bound("small", "alone", OVERLAPPING[name], place, several, mask=MASKS)
         assert scenes.relative_difference(found, whole) < ROUNDING
+        others = _bound("small", "alone")
+        assert scenes.relative_difference(_whole(with_masks=False)[:1], others[:1]) < ROUNDING
+        assert scenes.relative_difference(others[4:], whole[4:]) > beside.VISIBLE
         assert not warnings_of(caplog)
-
-    @pytest.mark.parametrize("name", OVERLAPPING)
-    @pytest.mark.parametrize("place", beside.PLACES)
-    def test_each_keeps_its_subject(self, name, place):
-        several = _several(scene_of("sdxl"))
-        whole = _bound("sdxl", "alone", subject=several)
-        found = _bound("sdxl", "alone", OVERLAPPING[name], place, several)
-        assert scenes.relative_difference(found, whole) < ROUNDING
-        one = _bound("sdxl", "alone")
-        assert scenes.relative_difference(one[:1], whole[:1]) < ROUNDING
-        assert scenes.relative_difference(one[4:], whole[4:]) > beside.VISIBLE
 
     @pytest.mark.parametrize(
         "alter",
@@ -113,11 +110,10 @@ class TestPictures:
     @pytest.mark.parametrize("place", beside.PLACES)
     def test_each_keeps_its_evidence(self, alter, place, caplog):
         """Where every picture is in one window, subjects learn as they do in the whole batch."""
-        whole = _bound("sd15", "apart")
-        found = _bound("sd15", "apart", alter, place)
-        mixed = beside.sample_bound(
-            scene_of("sd15"), scene_of("sd15").subject(), cast=beside.MIXED, batch=BATCH
-        )
+        scene = scene_of("small")
+        whole = _bound("small", "apart")
+        found = _bound("small", "apart", alter, place)
+        mixed = beside.sample_bound(scene, scene.subject(), cast=beside.MIXED, batch=BATCH)
         beside.assert_apart(found, whole, mixed)
         assert not warnings_of(caplog)
 
@@ -133,18 +129,13 @@ def _table(alter, place_of, cast="alone", batch=BATCH, row_key=None, family="sdx
     return scene.sample(alter(table.on_patches(scene.model)), *texts, batch=batch)
 
 
-RETAINED = [0, 1]
-
-
-def _indices(options, retained=()):
+def _indices(options):
     """What ComfyUI has put into the latent of a window, in its order."""
     window = options["context_window"]
     anchor = getattr(window, "causal_anchor_index", None)
     found = list(window.index_list)
     if anchor is not None and anchor >= 0:
         found = [anchor, *found]
-    for each in retained:
-        found[each] = each
     return found
 
 
@@ -155,17 +146,11 @@ class TestWindowsThatOneMustKnow:
     def test_pictures_that_stay_in_every_window(self, place, caplog):
         alter = _core(latent_retain_index_list="0, 1")
 
-        def where(_, row, rows):
-            indices = _indices(table_options(), RETAINED)
+        def where(indices, row, rows):
+            indices = [0, 1, *indices[2:]]
             return indices[row % len(indices)], list(range(HEIGHT)), list(range(WIDTH))
 
-        scene = scene_of("sdxl")
-        texts = [scene.encode(scene.clip, each) for each in (beside.PLAIN, beside.NEGATIVE)]
-        slots = beside.naive_slots(scene, scene.subject(), beside.ALONE, mask=MASKS)
-        table = ValueTable(scene, [(texts[0][0][0], slots)], see=Cropped(SIZE))
-        table_options = lambda: table.options  # noqa: E731
-        table.place_of = lambda row, rows: where(None, row, rows)
-        right = scene.sample(alter(table.on_patches(scene.model)), *texts, batch=BATCH)
+        right = _table(alter, where)
         found = _bound("sdxl", "alone", alter, place, mask=MASKS)
         assert scenes.relative_difference(found, right) < beside.TOLERANCE
         whole = _bound("sdxl", "alone", mask=MASKS)
@@ -184,14 +169,12 @@ class TestWindowsThatOneMustKnow:
             kind = options["cond_or_uncond"][row // len(indices)]
             return kind, indices[row % len(indices)]
 
-        right = _table(alter, where, "apart", row_key=key, family="sd15", mask=None)
-        found = _bound("sd15", "apart", alter)
-        mixed = beside.sample_bound(
-            scene_of("sd15"), scene_of("sd15").subject(), alter, cast=beside.MIXED, batch=BATCH
-        )
+        scene = scene_of("small")
+        right = _table(alter, where, "apart", row_key=key, family="small", mask=None)
+        found = _bound("small", "apart", alter)
+        mixed = beside.sample_bound(scene, scene.subject(), alter, cast=beside.MIXED, batch=BATCH)
         beside.assert_apart(found, right, mixed)
 
-    @pytest.mark.parametrize("dim", [2, 3])
     @pytest.mark.parametrize(
         "inputs",
         [
@@ -202,7 +185,7 @@ class TestWindowsThatOneMustKnow:
         ],
         ids=["anchored", "no anchor", "looped", "strides"],
     )
-    @pytest.mark.parametrize("cast", CASTS)
+    @pytest.mark.parametrize("cast, dim", [("alone", 3), ("apart", 2)])
     def test_rows_and_columns_of_a_picture(self, cast, inputs, dim, caplog):
         alter = _core(**{"context_length": 7, "context_overlap": 2, "dim": dim, **inputs})
 
