@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 from graph_to_api import api_prompt
 from serving import ROOT
-from tiny_graphs import two_subjects
+from tiny_graphs import two_subjects, with_tiny_models
 
 pytestmark = [
     pytest.mark.server,
@@ -102,6 +102,19 @@ def test_apply_offers_another_binding_when_the_last_is_taken(page):
         ["bindings.binding_1", True],
         ["bindings.binding_2", False],
     ]
+
+
+@pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
+def test_apply_is_queued_without_the_bindings_that_are_off(server, page, mode):
+    graph = json.loads(
+        (ROOT / "example_workflows" / "quick_subject.json").read_text(encoding="utf-8")
+    )
+    (subject,) = (node for node in graph["nodes"] if node["type"] == "NestedAttention_Subject")
+    subject["mode"] = mode
+    prompt = page.execute_async_script(_OPEN, graph, "quick_subject")["prompt"]
+    (apply,) = (each for each in prompt.values() if "_Apply" in each["class_type"])
+    assert set(apply["inputs"]) == {"model", "clip", "separation"}
+    assert server.run(with_tiny_models(prompt))
 
 
 def test_a_workflow_from_before_an_input_was_added_opens_with_its_default(page):

@@ -16,6 +16,7 @@ from tiny_graphs import ENCODER_NAME, VISION_NAME, one_photograph, two_subjects,
 pytestmark = pytest.mark.server
 
 DRAWING = (
+    "quick_subject",
     "one_subject",
     "two_subjects",
     "one_subject_with_controlnet",
@@ -188,7 +189,13 @@ def _pictures(outputs) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["one_subject", "two_subjects", "one_subject_with_controlnet", "two_subjects_with_pose"],
+    [
+        "quick_subject",
+        "one_subject",
+        "two_subjects",
+        "one_subject_with_controlnet",
+        "two_subjects_with_pose",
+    ],
 )
 def test_examples_draw_a_picture(server, name):
     (picture,) = _pictures(_run_example(server, name))
@@ -217,14 +224,17 @@ def test_every_sheet_can_be_chosen(server, show):
 def test_every_subject_and_control_of_an_example_acts_on_its_picture(server, name):
     prompt = _example_prompt(server, name)
     picture = _picture_of(server, server.run(prompt), "SaveImage")
-    acting = _nodes(prompt, "NestedAttention_BindSubject") + _nodes(
-        prompt, "ControlNetApplyAdvanced"
-    )
-    for node in acting:
-        strength = node["inputs"]["strength"]
-        node["inputs"]["strength"] = 0.0
+    knobs = {
+        "NestedAttention_Subject": "fidelity",
+        "NestedAttention_BindSubject": "strength",
+        "ControlNetApplyAdvanced": "strength",
+    }
+    acting = [(node, knob) for kind, knob in knobs.items() for node in _nodes(prompt, kind)]
+    for node, knob in acting:
+        strength = node["inputs"][knob]
+        node["inputs"][knob] = 0.0
         without = _picture_of(server, server.run(prompt), "SaveImage")
-        node["inputs"]["strength"] = strength
+        node["inputs"][knob] = strength
         assert not np.array_equal(without, picture), node["inputs"]
     assert len(acting) == 1 + ("two" in name or "maps" in name) + ("with" in name)
 
@@ -235,6 +245,23 @@ def test_the_maps_example_lays_its_sheet_over_the_picture(server):
     (node,) = _nodes(prompt, "NestedAttention_ShowMaps")
     del node["inputs"]["image"]
     assert not np.array_equal(_picture_of(server, server.run(prompt), "PreviewImage"), over)
+
+
+def test_the_quick_example_adds_three_nodes_and_seven_links_to_text_to_image():
+    text = (ROOT / "example_workflows" / "quick_subject.json").read_text(encoding="utf-8")
+    graph = json.loads(text)
+    added = {
+        node["id"]: node["type"]
+        for node in graph["nodes"]
+        if node["type"].startswith("NestedAttention_") or node["type"] == "LoadImage"
+    }
+    assert sorted(added.values()) == [
+        "LoadImage",
+        "NestedAttention_Apply",
+        "NestedAttention_Subject",
+    ]
+    theirs = [link for link in graph["links"] if link[1] in added or link[3] in added]
+    assert len(theirs) == 7
 
 
 def test_the_readme_lists_the_examples_and_each_picture_is_of_one():
