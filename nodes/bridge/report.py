@@ -41,7 +41,10 @@ class Report:
         self._arrived = bound_ids(self._arriving)
         texts = [texts_of(each) for each in self._arriving]
         self._prompts = list(dict.fromkeys(text for found in texts for text in found or ()))
-        self._strangers = sum(found is None for found in texts)
+        self._strangers = sum(
+            found is None and not _is_empty(each.get("cross_attn"))
+            for found, each in zip(texts, self._arriving, strict=True)
+        )
 
     def begin(self) -> None:
         """Says which subjects cannot act, and which words of the prompts nobody knows."""
@@ -177,7 +180,7 @@ class Report:
             for each in self._arriving
             if (slots := slot_map_of(each)) is not None and binding.id in slots.ids
         ]
-        return all(context is not None and _is_empty(context) for context in contexts)
+        return all(map(_is_empty, contexts))
 
     def _say_unreached(self, sampling: Sampling) -> None:
         """Where subjects acted in some layers and never in others."""
@@ -196,6 +199,6 @@ class Report:
             )
 
 
-def _is_empty(context: Tensor) -> bool:
-    """Whether ConditioningZeroOut emptied a prompt."""
-    return not bool(context.any())
+def _is_empty(context: Tensor | None) -> bool:
+    """Whether there is no prompt: ConditioningZeroOut empties one."""
+    return context is None or not bool(context.any())

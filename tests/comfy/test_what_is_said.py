@@ -156,6 +156,13 @@ class TestWrongWires:
         sd15_two.scene.sample(sd15_two.model, positive, other.scene.encode(other.clip, "bad"))
         assert said(caplog, "<anna> does not act", "another subject's", "from the same one")
 
+    def test_an_emptied_negative_prompt_is_no_strangers(self, sd15_two, caplog):
+        two = sd15_two
+        positive = two.scene.encode(two.clip, "a portrait of <Anna>")
+        zeroed = pack.run_host("ConditioningZeroOut", conditioning=positive)
+        two.scene.sample(two.model, two.scene.encode(two.clip, "a park"), zeroed)
+        assert said(caplog, "<anna> does not act", "Write <anna> where the subject is to appear")
+
     def test_a_prompt_that_was_emptied(self, sd15_two, caplog):
         two = sd15_two
         positive = two.scene.encode(two.clip, "a <anna>")
