@@ -76,15 +76,17 @@ class PersonaliseSubject(io.ComfyNode):
     def validate_inputs(
         cls, encoder_name: str | None = None, clip_vision_name: str | None = None
     ) -> bool | str:
+        problems: list[str] = []
         if encoder_name is not None:
-            problem = missing_file(ENCODERS, encoder_name)
-            if problem is not None:
-                return problem
+            missing = missing_file(ENCODERS, encoder_name)
+            problems += [f"encoder_name: {missing}"] if missing else []
         if clip_vision_name == NO_FILE:
-            return _needs_clip_vision(encoder_name)
-        if clip_vision_name is not None:
-            return missing_file(CLIP_VISIONS, clip_vision_name) or True
-        return True
+            problems.append(_needs_clip_vision(encoder_name))
+        elif clip_vision_name is not None:
+            missing = missing_file(CLIP_VISIONS, clip_vision_name)
+            problems += [f"clip_vision_name: {missing}"] if missing else []
+        # ComfyUI shows the answer once for each input, so it names the inputs, and all at once.
+        return " ".join(problems) or True
 
     @classmethod
     def fingerprint_inputs(
@@ -127,6 +129,6 @@ class PersonaliseSubject(io.ComfyNode):
 def _needs_clip_vision(encoder_name: str | None) -> str:
     which = "the encoder" if encoder_name is None else f"encoder '{shown(encoder_name, 300)}'"
     return (
-        f"clip_vision_name is '{NO_FILE}', but {which} reads photographs through a CLIP vision model. "
+        f"clip_vision_name: it is '{NO_FILE}', but {which} reads photographs through a CLIP vision model. "
         f"Choose the one that it was trained with; its file belongs into {searched(CLIP_VISIONS)}."
     )

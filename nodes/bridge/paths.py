@@ -35,7 +35,7 @@ def file_names(kind: str) -> list[str]:
 
 
 def _no_file(kind: str) -> str:
-    return f"(no file in models/{kind})"
+    return f"none in models/{kind}"  # short: a node shows about thirty characters of it
 
 
 def file_path(kind: str, name: str) -> Path:

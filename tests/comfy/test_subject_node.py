@@ -176,26 +176,41 @@ class TestMistakes:
         names = {"encoder_name": ENCODER, "clip_vision_name": "none"}
         said = self.said_before_the_run(**names)
         assert said == (
-            f"clip_vision_name is 'none', but encoder '{ENCODER}' reads photographs through a CLIP "
+            f"clip_vision_name: it is 'none', but encoder '{ENCODER}' reads photographs through a CLIP "
             "vision model. Choose the one that it was trained with; its file belongs into "
             f"{' or '.join(folder_paths.get_folder_paths('clip_vision'))}."
         )
-        with pytest.raises(errors.SubjectError, match="clip_vision_name is 'none'"):
+        with pytest.raises(errors.SubjectError, match=r"^clip_vision_name: it is 'none'"):
             _make(**names)
 
     @pytest.mark.parametrize(
-        "name, kind, given",
+        "name, kind, given, begin",
         [
-            ("Subject", "nested_attention", {"encoder_name": "gone", "clip_vision_name": "none"}),
-            ("Subject", "clip_vision", {"encoder_name": ENCODER, "clip_vision_name": "gone"}),
-            ("LoadEncoder", "nested_attention", {"encoder_name": "gone"}),
-            ("LoadSubject", "nested_subjects", {"subject_name": "gone"}),
+            (
+                "Subject",
+                "nested_attention",
+                {"encoder_name": "gone", "clip_vision_name": VISION},
+                "encoder_name: ",
+            ),
+            (
+                "Subject",
+                "clip_vision",
+                {"encoder_name": ENCODER, "clip_vision_name": "gone"},
+                "clip_vision_name: ",
+            ),
+            ("LoadEncoder", "nested_attention", {"encoder_name": "gone"}, ""),
+            ("LoadSubject", "nested_subjects", {"subject_name": "gone"}, ""),
         ],
     )
-    def test_a_file_that_is_not_there(self, files, name, kind, given):
+    def test_a_file_that_is_not_there(self, files, name, kind, given, begin):
         said = self.said_before_the_run(name, **given)
-        assert said.startswith("'gone' was not found. Put the ")
+        assert said.startswith(f"{begin}'gone' was not found. Put the ")
         assert folder_paths.get_folder_paths(kind)[0] in said
+
+    def test_both_files_are_named_at_once(self):
+        said = self.said_before_the_run(encoder_name="gone", clip_vision_name="lost")
+        assert "encoder_name: 'gone' was not found" in said
+        assert "clip_vision_name: 'lost' was not found" in said
 
     def test_a_file_that_no_combo_offers(self, files):
         hidden = _file("nested_attention", "pickle.bin")
@@ -218,7 +233,7 @@ class TestMistakes:
             if getattr(each, "options", None)
         }
         shown = [options[0] for options in offered.values() if kind in str(options[0])]
-        assert set(shown) == {f"(no file in models/{kind})"}
+        assert set(shown) == {f"none in models/{kind}"}
         said = paths.missing_file(kind, shown[0])
         assert re.match("there is no (encoder|subject|CLIP vision model) yet. Put its ", said)
         assert str(tmp_path) in said
