@@ -204,6 +204,8 @@ def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
         box: height, width, top and left in cells.
     """
     height, width, top, left = box
+    if (height, width) == tuple(size):
+        return mask  # as fine as it is: each layer makes it its own grid's
     if any(have % want for have, want in zip(mask.shape[2:], size, strict=True)):
         mask = functional.interpolate(mask, size=size, mode="area")
     down, across = mask.shape[2] // size[0], mask.shape[3] // size[1]
