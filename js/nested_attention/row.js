@@ -1,0 +1,130 @@
+// @ts-check
+/** A row at the foot of a node: a chip for each subject, and what is wrong before the run. */
+
+const NAME = "nested_attention_row";
+const LINE = 26; // pixels of height for a line of chips or a note
+const CHIPS_IN_LINE = 3;
+
+const STYLE = `
+.nested-attention-row { display: flex; flex-wrap: wrap; gap: 4px; align-content: flex-start;
+  overflow: hidden; font: 12px sans-serif; color: var(--input-text, #ddd); }
+.nested-attention-chip { display: inline-flex; align-items: center; gap: 4px; height: 22px; padding: 0 7px 0 2px;
+  border: 1px solid var(--border-color, #555); border-radius: 11px; background: transparent;
+  color: inherit; font: inherit; opacity: 0.55; cursor: pointer; max-width: 100%; }
+.nested-attention-chip.lit { opacity: 1; border-color: #d8a657; }
+.nested-attention-chip img { width: 18px; height: 18px; border-radius: 50%; object-fit: cover; }
+.nested-attention-chip span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 4px; }
+.nested-attention-note { flex-basis: 100%; line-height: 18px; color: #e0af68; }
+.nested-attention-list { position: fixed; z-index: 10000; min-width: 140px; max-height: 220px; overflow: auto;
+  background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); font: 13px sans-serif;
+  border: 1px solid var(--border-color, #555); border-radius: 6px; padding: 3px; }
+.nested-attention-list div { display: flex; align-items: center; gap: 6px; padding: 3px 8px; border-radius: 4px; cursor: pointer; }
+.nested-attention-list div[aria-selected="true"] { background: var(--comfy-input-bg, #444); }
+.nested-attention-list img { width: 22px; height: 22px; border-radius: 50%; object-fit: cover; }
+`;
+
+export function addStyle() {
+  const style = document.createElement("style");
+  style.textContent = STYLE;
+  document.head.append(style);
+}
+
+/** @typedef {{token: string, image: string | null, lit: boolean, title: string, onClick: () => void}} Chip */
+/** @typedef {{chips: Chip[], notes: string[]}} Content */
+
+/** @type {WeakMap<any, {widget: any, shown: string, lines: number}>} */
+const rows = new WeakMap();
+
+/** @param {string | null} address */
+export function picture(address) {
+  if (!address) return [];
+  const image = document.createElement("img");
+  image.src = address;
+  image.alt = "";
+  image.onerror = () => image.remove();
+  return [image];
+}
+
+/** @param {Chip} chip */
+function chipElement({ token, image, lit, title, onClick }) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = lit ? "nested-attention-chip lit" : "nested-attention-chip";
+  button.title = title;
+  button.setAttribute("aria-pressed", String(lit));
+  const label = document.createElement("span");
+  label.textContent = token; // never as HTML: a token looks like a tag
+  button.append(...picture(image), label);
+  button.addEventListener("click", onClick);
+  return button;
+}
+
+/** @param {string} text */
+function noteElement(text) {
+  const note = document.createElement("div");
+  note.className = "nested-attention-note";
+  note.setAttribute("role", "status");
+  note.textContent = text;
+  return note;
+}
+
+/**
+ * Shows a row on a node, changes it, or takes it away where there is nothing to show.
+ * @param {any} node
+ * @param {Content} content
+ */
+export function showRow(node, content) {
+  const shown = JSON.stringify(content);
+  const row = rows.get(node);
+  if (!content.chips.length && !content.notes.length) {
+    if (row) takeAway(node, row);
+    return;
+  }
+  if (row?.shown === shown && node.widgets?.includes(row.widget)) return;
+  const lines = Math.ceil(content.chips.length / CHIPS_IN_LINE) + content.notes.length;
+  const own = row && node.widgets?.includes(row.widget) ? row : newRow(node);
+  const isTaller = own.lines !== lines;
+  Object.assign(own, { shown, lines });
+  own.widget.element.replaceChildren(...content.chips.map(chipElement), ...content.notes.map(noteElement));
+  if (isTaller) fit(node);
+}
+
+/** @param {any} node */
+function newRow(node) {
+  const element = document.createElement("div");
+  element.className = "nested-attention-row";
+  const row = { widget: /** @type {any} */ (null), shown: "", lines: 0 };
+  const height = () => row.lines * LINE;
+  row.widget = node.addDOMWidget(NAME, NAME, element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: height,
+    getMaxHeight: height,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  // The workflow file and the prompt stay as they are without this script.
+  row.widget.serialize = false;
+  row.widget.serializeValue = () => undefined;
+  rows.set(node, row);
+  return row;
+}
+
+/** @param {any} node @param {{widget: any}} row */
+function takeAway(node, { widget }) {
+  rows.delete(node);
+  if (!node.widgets?.includes(widget)) return;
+  if (node.removeWidget) node.removeWidget(widget);
+  else {
+    widget.onRemove?.();
+    node.widgets.splice(node.widgets.indexOf(widget), 1);
+  }
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Grows a node to its content, and never shrinks it. @param {any} node */
+function fit(node) {
+  const [width, height] = node.computeSize();
+  if (height > node.size[1]) node.setSize([Math.max(width, node.size[0]), height]);
+  node.setDirtyCanvas?.(true, true);
+}

@@ -1,0 +1,151 @@
+"""What the page's script shows and offers before a run, in a real browser, in both renderings."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from serving import ROOT
+from test_page import _OPEN, _wait_until, page, pytestmark  # noqa: F401
+
+_CHIPS = (
+    "[...document.querySelectorAll('.nested-attention-chip')]"
+    ".map((each) => [each.textContent, each.classList.contains('lit')])"
+)
+_NOTES = "[...document.querySelectorAll('.nested-attention-note')].map((each) => each.textContent)"
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "vue"], autouse=True)
+def rendering(page, request):  # noqa: F811
+    page.execute_async_script(
+        "const [on, done] = arguments;"
+        "app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on).then(() => done())",
+        request.param,
+    )
+    return request.param
+
+
+def _open(page, name, change=lambda nodes: None):  # noqa: F811
+    graph = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    change(graph["nodes"])
+    result = page.execute_async_script(_OPEN, graph, name)
+    assert "error" not in result, result
+    return graph
+
+
+def _prompts(nodes):
+    return [each for each in nodes if each["type"] == "CLIPTextEncode"]
+
+
+def test_a_prompt_shows_who_is_bound_and_who_is_said(page):  # noqa: F811
+    def leave_one_out(nodes):
+        (said, *_) = [each for each in _prompts(nodes) if "<" in each["widgets_values"][0]]
+        said["widgets_values"] = ["a photo of <anna> and <Ann>"]
+
+    _open(page, "two_subjects", leave_one_out)
+    _wait_until(page, f"return {_CHIPS}.length === 4", 10)
+    chips = page.execute_script(f"return {_CHIPS}")
+    assert sorted(chips) == [
+        ["<anna>", False],
+        ["<anna>", True],
+        ["<rex>", False],
+        ["<rex>", False],
+    ]
+    notes = page.execute_script(f"return {_NOTES}")
+    assert "<Ann> is not bound to a subject." in notes
+    assert "No connected prompt says <rex>." in notes
+
+
+_SAVED = "JSON.parse(JSON.stringify(app.graph.serialize()))"
+
+
+def test_the_saved_workflow_is_the_plain_one(page):  # noqa: F811
+    # A page that nobody looks at gets no rows.
+    page.execute_script(
+        "Object.defineProperty(document, 'hidden', {value: true, configurable: true})"
+    )
+    _open(page, "two_subjects")
+    assert page.execute_script(f"return {_CHIPS}.length") == 0
+    plain = page.execute_script(f"return {_SAVED}")
+    page.execute_script("delete document.hidden")
+    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    saved = page.execute_script(f"return {_SAVED}")
+    for each in (*plain["nodes"], *saved["nodes"]):
+        del each["size"]  # a node grows to hold its row
+    assert saved == plain
+
+
+def test_typing_an_angle_bracket_offers_the_tokens_and_enter_writes_one(page):  # noqa: F811
+    from selenium.webdriver.common.keys import Keys
+
+    _open(page, "two_subjects")
+    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    page.execute_script(
+        "const node = app.graph._nodes.find((each) => each.widgets?.some((one) => one.name === 'text'"
+        " && one.value.includes('<anna>'))); app.canvas.ds.scale = 1; app.canvas.centerOnNode(node);"
+        "app.canvas.setDirty(true, true)"
+    )
+    time.sleep(1)
+    field = page.execute_script(
+        "return [...document.querySelectorAll('textarea')].find((each) => each.value.includes('<anna>'))"
+    )
+    page.execute_script("arguments[0].focus(); arguments[0].setSelectionRange(1e4, 1e4)", field)
+    field.send_keys(", <r")
+    _wait_until(
+        page, "return document.querySelectorAll('.nested-attention-list div').length === 1", 5
+    )
+    field.send_keys(Keys.ENTER)
+    text = field.get_property("value")
+    assert text.endswith(", <rex>")
+    prompt = page.execute_async_script(
+        "app.graphToPrompt().then((each) => arguments[0](each.output))"
+    )
+    assert text in [each["inputs"].get("text") for each in prompt.values()]
+
+
+_WITH_SUBJECT = """
+const node = app.graph._nodes.find((each) => each.type === arguments[0]);
+const items = app.collectNodeMenuItems ? app.collectNodeMenuItems(node) : [];
+items.find((each) => each?.content === arguments[1]).callback();
+"""
+
+
+def test_bind_as_subject_wires_a_photograph_into_a_plain_graph(page):  # noqa: F811
+    page.execute_async_script(
+        "const done = arguments[0]; app.loadGraphData().then(() => done()).catch(() => done())"
+    )
+    before = page.execute_script(
+        "const n = LiteGraph.createNode('LoadImage'); app.graph.add(n); return app.graph._nodes.length"
+    )
+    page.execute_script(_WITH_SUBJECT, "LoadImage", "Bind as subject")
+    types = page.execute_script("return app.graph._nodes.map((each) => each.type)")
+    assert len(types) == before + 2
+    sources = page.execute_script(
+        "return app.graph._nodes.flatMap((n) => (n.inputs ?? []).filter((i) => i.link != null)"
+        ".map((i) => [n.type, i.type, app.graph.getNodeById(app.graph.links[i.link]?.origin_id"
+        " ?? app.graph.getLink(i.link).origin_id).type]))"
+    )
+    apply, subject = "NestedAttention_Apply", "NestedAttention_Subject"
+    for type_ in ("MODEL", "CLIP"):
+        ways = [each for each in sources if each[1] == type_]
+        (start,) = (origin for reader, _, origin in ways if reader == apply)
+        assert "Loader" in start
+        assert all(origin != start for reader, _, origin in ways if reader != apply)
+        assert any(origin == apply for _, _, origin in ways)
+    assert [apply, "NESTED_ATTENTION_BINDING", subject] in sources
+    assert [subject, "IMAGE", "LoadImage"] in sources
+    page.execute_script(_WITH_SUBJECT, apply, "Add subject")
+    tokens = page.execute_script(
+        "return app.graph._nodes.filter((each) => each.type === arguments[0])"
+        ".map((each) => each.widgets.find((w) => w.name === 'token').value)",
+        subject,
+    )
+    assert sorted(tokens) == ["<person2>", "<person>"]
+
+
+def test_the_script_says_nothing_in_the_console(page):  # noqa: F811
+    _open(page, "two_subjects")
+    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    ours = [each for each in page.get_log("browser") if "nested" in each["message"].lower()]
+    assert ours == []
