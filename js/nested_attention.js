@@ -6,6 +6,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { keepColours } from "./nested_attention/colours.js";
 import { keyOf, widgetOf } from "./nested_attention/graph.js";
 import { menuItems } from "./nested_attention/menus.js";
 import { pictureFinder } from "./nested_attention/pictures.js";
@@ -16,12 +17,6 @@ import { offerTokens, write } from "./nested_attention/suggestions.js";
 import { readPrompt, withWord } from "./nested_attention/words.js";
 
 const LOOK_EVERY = 400; // milliseconds: soon enough for a reader, nothing for the machine
-const COLOURS = {
-  NESTED_ATTENTION_ENCODER: "#7d6ba8",
-  NESTED_ATTENTION_SUBJECT: "#d8a657",
-  NESTED_ATTENTION_BINDING: "#e78a4e",
-  NESTED_ATTENTION_RECORD: "#89b482",
-};
 
 const imageOf = pictureFinder(app, api);
 const root = () => app.rootGraph ?? app.graph;
@@ -97,6 +92,7 @@ function contents() {
 
 function look() {
   if (document.hidden || !root()) return;
+  keepColours(app.canvas);
   const content = contents();
   for (const node of marked) if (!content.has(node)) showRow(node, { chips: [], notes: [] });
   for (const [node, each] of content) showRow(node, each);
@@ -116,8 +112,6 @@ app.registerExtension({
   async setup() {
     addStyle();
     await loadStrings(app, api);
-    Object.assign(globalThis.LGraphCanvas?.link_type_colors ?? {}, COLOURS);
-    Object.assign(app.canvas?.default_connection_color_byType ?? {}, COLOURS);
     offerTokens(offersFor);
     setInterval(look, LOOK_EVERY);
   },

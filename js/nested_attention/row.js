@@ -4,6 +4,7 @@
 const NAME = "nested_attention_row";
 const LINE = 26; // pixels of height for a line of chips or a note
 const CHIPS_IN_LINE = 3;
+const MARGIN = 4; // around the row in the classic rendering
 
 const STYLE = `
 .nested-attention-row { display: flex; flex-wrap: wrap; gap: 4px; align-content: flex-start;
@@ -94,10 +95,11 @@ function newRow(node) {
   const element = document.createElement("div");
   element.className = "nested-attention-row";
   const row = { widget: /** @type {any} */ (null), shown: "", lines: 0 };
-  const height = () => row.lines * LINE;
+  const height = () => row.lines * LINE + 2 * MARGIN;
   row.widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false,
     hideOnZoom: false,
+    margin: MARGIN,
     getMinHeight: height,
     getMaxHeight: height,
     getValue: () => "",

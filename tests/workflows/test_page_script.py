@@ -144,6 +144,15 @@ def test_bind_as_subject_wires_a_photograph_into_a_plain_graph(page):  # noqa: F
     assert sorted(tokens) == ["<person2>", "<person>"]
 
 
+def test_our_links_have_colours_of_their_own(page):  # noqa: F811
+    _open(page, "two_subjects")
+    colours = (
+        "[...new Set(Object.keys(LGraphCanvas.link_type_colors).filter((each) =>"
+        " each.startsWith('NESTED_ATTENTION_')).map((each) => LGraphCanvas.link_type_colors[each]))]"
+    )
+    _wait_until(page, f"return {colours}.filter(Boolean).length === 4", 10)
+
+
 def test_the_script_says_nothing_in_the_console(page):  # noqa: F811
     _open(page, "two_subjects")
     _wait_until(page, f"return {_CHIPS}.length > 0", 10)
