@@ -95,9 +95,7 @@ def enlarged(picture: np.ndarray, size: int) -> Image.Image:
     return Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
 
 
-def bar(
-    pen: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[int, int], width: int
-) -> None:
+def bar(pen: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[int, int], width: int) -> None:
     """A line with square ends, so that two of them make a full corner."""
     left, right = sorted((start[0], end[0]))
     top, bottom = sorted((start[1], end[1]))
