@@ -158,7 +158,9 @@ def test_every_text_is_plain_text(language: str) -> None:
         assert text.strip(), f"{key}: nothing said"
         assert text == text.strip(), f"{key}: space around it"
         assert not COMPILED.search(text), f"{key}: {text}"
-        assert not re.search("[<>]", WORD_OF_PROMPT.sub("", text)), f"{key}: {text}"
+        for word in WORD_OF_PROMPT.findall(ENGLISH.get(key, "")):
+            text = text.replace(word, "")
+        assert not re.search("[<>]", text), f"{key}: {text}"
 
 
 @each_translation
@@ -168,7 +170,6 @@ def test_what_is_typed_or_looked_up_stays_as_it_is(language: str) -> None:
             literals = {*WORD_OF_PROMPT.findall(ENGLISH[key]), *LITERAL.findall(ENGLISH[key])}
             lost = [literal for literal in literals if literal not in text]
             assert not lost, f"{key}: {text}"
-            assert set(WORD_OF_PROMPT.findall(text)) <= literals, f"{key}: {text}"
 
 
 @each_translation
