@@ -113,6 +113,13 @@ def test_a_quote_is_said_letter_by_letter(quote, is_said):
     assert not_said([quote], texts_of(CODE)) == ([] if is_said else [quote])
 
 
+def test_every_test_file_that_the_page_on_other_packs_names_is_there():
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+\.py)`", page))
+    assert named
+    assert sorted(name for name in named if not (ROOT / "tests" / "comfy" / name).is_file()) == []
+
+
 def test_a_quote_is_a_line_of_its_own():
     page = "# Page\n\n- `one … two`\n\n  Do this, `not that`.\n- plain\n"
     assert quotes_of(page) == ["one … two"]
