@@ -12,6 +12,7 @@ from .bridge.clip import bind_clip
 from .bridge.family import check_clip
 from .bridge.notices import own_id, tell
 from .bridge.patch import bind_model
+from .bridge.shown import show_subjects
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket
 
@@ -92,5 +93,7 @@ class ApplyNestedAttention(io.ComfyNode):
         check_tokens_differ(connected)
         check_clip(clip)
         return io.NodeOutput(
-            bind_model(model, connected, separation, own_id(cls)), bind_clip(clip, connected)
+            bind_model(model, connected, separation, own_id(cls)),
+            bind_clip(clip, connected),
+            ui=show_subjects(binding.subject for binding in connected),
         )

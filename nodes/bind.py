@@ -10,6 +10,7 @@ from ..nested_core.fidelity import AS_TRAINED
 from ..nested_core.schedule import SCHEDULES
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.notices import own_id
+from .bridge.shown import show_subjects
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
@@ -157,5 +158,6 @@ class BindSubject(io.ComfyNode):
                 schedule=schedule,
                 fidelity=fidelity,
                 node=own_id(cls),
-            )
+            ),
+            ui=show_subjects([subject]),
         )

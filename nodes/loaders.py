@@ -19,6 +19,7 @@ from .bridge.paths import (
     missing_file,
 )
 from .bridge.shared_files import encoder_of_file
+from .bridge.shown import show_subjects
 from .search import LIKENESS
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
@@ -171,4 +172,5 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject_name: str, encoder: Encoder) -> io.NodeOutput:
-        return io.NodeOutput(load_subject(file_path(SUBJECTS, subject_name), encoder))
+        subject = load_subject(file_path(SUBJECTS, subject_name), encoder)
+        return io.NodeOutput(subject, ui=show_subjects([subject]))

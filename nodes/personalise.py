@@ -19,6 +19,7 @@ from .bridge.paths import (
     searched,
 )
 from .bridge.shared_files import clip_vision_of_file, encoder_of_file
+from .bridge.shown import show_photographs
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
@@ -113,7 +114,7 @@ class PersonaliseSubject(io.ComfyNode):
         encoder = encoder_of_file(encoder_name)
         if clip_vision_name == NO_FILE:
             raise SubjectError(_needs_clip_vision(encoder_name))
-        subject = encode_subject(
+        subject, seen = encode_subject(
             encoder,
             clip_vision_of_file(clip_vision_name, encoder),
             image,
@@ -123,7 +124,7 @@ class PersonaliseSubject(io.ComfyNode):
             node=_NAME,
         )
         binding = bind(subject, token=token, noun=noun, fidelity=fidelity, node=own_id(cls))
-        return io.NodeOutput(binding, subject)
+        return io.NodeOutput(binding, subject, ui=show_photographs(seen))
 
 
 def _needs_clip_vision(encoder_name: str | None) -> str:

@@ -12,6 +12,7 @@ from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.paths import SUBJECTS, save_folder, with_date
+from .bridge.shown import show_photographs
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
@@ -91,9 +92,8 @@ class EncodeSubject(io.ComfyNode):
         combine: str = "concatenate",
         weights: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
-        )
+        subject, seen = encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
+        return io.NodeOutput(subject, ui=show_photographs(seen))
 
 
 class SaveSubject(io.ComfyNode):
