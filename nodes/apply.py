@@ -12,7 +12,7 @@ from .bridge.clip import bind_clip
 from .bridge.family import check_clip
 from .bridge.notices import own_id, tell
 from .bridge.patch import bind_model
-from .bridge.shown import show_subjects
+from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket
 
@@ -26,7 +26,7 @@ _MAX_BINDINGS = 32
 class ApplyNestedAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_Apply",
             display_name="Apply Nested Attention",
             category=CATEGORY,
@@ -73,6 +73,7 @@ class ApplyNestedAttention(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(

@@ -10,7 +10,7 @@ from ..nested_core.fidelity import AS_TRAINED
 from ..nested_core.schedule import SCHEDULES
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.notices import own_id
-from .bridge.shown import show_subjects
+from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
@@ -50,7 +50,7 @@ def fidelity_input(optional: bool = False) -> io.Input:
 class BindSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_BindSubject",
             display_name="Bind Subject",
             category=CATEGORY,
@@ -128,6 +128,7 @@ class BindSubject(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[BindingSocket.Output(display_name="binding")],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(

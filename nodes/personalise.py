@@ -19,7 +19,7 @@ from .bridge.paths import (
     searched,
 )
 from .bridge.shared_files import clip_vision_of_file, encoder_of_file
-from .bridge.shown import show_photographs
+from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
@@ -31,7 +31,7 @@ _NAME = "Subject from Photo"
 class PersonaliseSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_Subject",
             display_name=_NAME,
             category=CATEGORY,
@@ -72,6 +72,7 @@ class PersonaliseSubject(io.ComfyNode):
                 SubjectSocket.Output(display_name="subject"),
             ],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def validate_inputs(

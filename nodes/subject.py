@@ -12,7 +12,7 @@ from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.paths import SUBJECTS, save_folder, with_date
-from .bridge.shown import show_photographs
+from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
@@ -26,7 +26,7 @@ _MAX_SUBJECTS = 32
 class EncodeSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_EncodeSubject",
             display_name="Encode Subject",
             category=CATEGORY,
@@ -80,6 +80,7 @@ class EncodeSubject(io.ComfyNode):
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(

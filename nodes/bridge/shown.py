@@ -1,6 +1,6 @@
 """Pictures that a node shows on the page after its run, as ComfyUI's own preview nodes do.
 
-ComfyUI keeps what is shown beside the node's output, and sends it again where the node is cached.
+ComfyUI keeps what is shown beside the node's output. See `shows_pictures`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import folder_paths
 import torch
+from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,16 @@ _SUBFOLDER = "nested_attention"
 
 # A dict or None; ComfyUI's annotation of `ui` leaves out the None that is its own default.
 Shown = Any
+
+
+def shows_pictures(schema: io.Schema) -> io.Schema:
+    """The schema of a node whose pictures ComfyUI sends anew in each run in which it is cached.
+
+    Releases that do not know this resend only those that the run comes past; on their page the
+    pictures of the last run stay. Their `Schema` refuses the name as an argument.
+    """
+    schema.has_intermediate_output = True
+    return schema
 
 
 def show_photographs(

