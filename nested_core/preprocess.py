@@ -85,6 +85,15 @@ def clip_pixels(
     image_bhwc: Float[Tensor, "batch height width 3"], size: int
 ) -> Float[Tensor, "batch 3 {size} {size}"]:
     """The centre square at `size` pixels, in 8-bit steps, normalised with CLIP's mean and deviation."""
+    pixels = clip_square(image_bhwc, size).movedim(-1, 1)
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
+
+
+def clip_square(
+    image_bhwc: Float[Tensor, "batch height width 3"], size: int
+) -> Float[Tensor, "batch {size} {size} 3"]:
+    """The centre square at `size` pixels, in 8-bit steps; applied twice it changes nothing more."""
     pixels = image_bhwc.movedim(-1, 1)
     height, width = pixels.shape[2:]
     if (height, width) != (size, size):
@@ -93,9 +102,7 @@ def clip_pixels(
         pixels = functional.interpolate(pixels, size=target, mode="bicubic", antialias=True)
         top, left = (target[0] - size) // 2, (target[1] - size) // 2
         pixels = pixels[:, :, top : top + size, left : left + size]
-    pixels = (255.0 * pixels).clip(0, 255).round() / 255.0
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (pixels - mean) / std
+    return ((255.0 * pixels).clip(0, 255).round() / 255.0).movedim(1, -1)
 
 
 def _masks_like(image_bhwc: Tensor, mask: Tensor | None) -> Tensor | None:

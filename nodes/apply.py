@@ -12,6 +12,7 @@ from .bridge.clip import bind_clip
 from .bridge.family import check_clip
 from .bridge.notices import own_id, tell
 from .bridge.patch import bind_model
+from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket
 
@@ -25,7 +26,7 @@ _MAX_BINDINGS = 32
 class ApplyNestedAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_Apply",
             display_name="Apply Nested Attention",
             category=CATEGORY,
@@ -72,6 +73,7 @@ class ApplyNestedAttention(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(
@@ -92,5 +94,7 @@ class ApplyNestedAttention(io.ComfyNode):
         check_tokens_differ(connected)
         check_clip(clip)
         return io.NodeOutput(
-            bind_model(model, connected, separation, own_id(cls)), bind_clip(clip, connected)
+            bind_model(model, connected, separation, own_id(cls)),
+            bind_clip(clip, connected),
+            ui=show_subjects(binding.subject for binding in connected),
         )

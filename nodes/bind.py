@@ -10,6 +10,7 @@ from ..nested_core.fidelity import AS_TRAINED
 from ..nested_core.schedule import SCHEDULES
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.notices import own_id
+from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
@@ -49,7 +50,7 @@ def fidelity_input(optional: bool = False) -> io.Input:
 class BindSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_BindSubject",
             display_name="Bind Subject",
             category=CATEGORY,
@@ -127,6 +128,7 @@ class BindSubject(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[BindingSocket.Output(display_name="binding")],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(
@@ -157,5 +159,6 @@ class BindSubject(io.ComfyNode):
                 schedule=schedule,
                 fidelity=fidelity,
                 node=own_id(cls),
-            )
+            ),
+            ui=show_subjects([subject]),
         )

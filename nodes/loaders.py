@@ -19,6 +19,7 @@ from .bridge.paths import (
     missing_file,
 )
 from .bridge.shared_files import encoder_of_file
+from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
@@ -131,7 +132,7 @@ class LoadEncoder(io.ComfyNode):
 class LoadSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_LoadSubject",
             display_name="Load Subject",
             category=CATEGORY,
@@ -160,6 +161,7 @@ class LoadSubject(io.ComfyNode):
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def validate_inputs(cls, subject_name: str | None = None) -> bool | str:
@@ -171,4 +173,5 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject_name: str, encoder: Encoder) -> io.NodeOutput:
-        return io.NodeOutput(load_subject(file_path(SUBJECTS, subject_name), encoder))
+        subject = load_subject(file_path(SUBJECTS, subject_name), encoder)
+        return io.NodeOutput(subject, ui=show_subjects([subject]))

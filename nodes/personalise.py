@@ -19,6 +19,7 @@ from .bridge.paths import (
     searched,
 )
 from .bridge.shared_files import clip_vision_of_file, encoder_of_file
+from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
@@ -30,7 +31,7 @@ _NAME = "Subject from Photo"
 class PersonaliseSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_Subject",
             display_name=_NAME,
             category=CATEGORY,
@@ -71,6 +72,7 @@ class PersonaliseSubject(io.ComfyNode):
                 SubjectSocket.Output(display_name="subject"),
             ],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def validate_inputs(
@@ -113,7 +115,7 @@ class PersonaliseSubject(io.ComfyNode):
         encoder = encoder_of_file(encoder_name)
         if clip_vision_name == NO_FILE:
             raise SubjectError(_needs_clip_vision(encoder_name))
-        subject = encode_subject(
+        subject, seen = encode_subject(
             encoder,
             clip_vision_of_file(clip_vision_name, encoder),
             image,
@@ -123,7 +125,7 @@ class PersonaliseSubject(io.ComfyNode):
             node=_NAME,
         )
         binding = bind(subject, token=token, noun=noun, fidelity=fidelity, node=own_id(cls))
-        return io.NodeOutput(binding, subject)
+        return io.NodeOutput(binding, subject, ui=show_photographs(seen))
 
 
 def _needs_clip_vision(encoder_name: str | None) -> str:

@@ -12,6 +12,7 @@ from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.paths import SUBJECTS, save_folder, with_date
+from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import encode_subject
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
@@ -25,7 +26,7 @@ _MAX_SUBJECTS = 32
 class EncodeSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_EncodeSubject",
             display_name="Encode Subject",
             category=CATEGORY,
@@ -79,6 +80,7 @@ class EncodeSubject(io.ComfyNode):
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(
@@ -91,9 +93,8 @@ class EncodeSubject(io.ComfyNode):
         combine: str = "concatenate",
         weights: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
-        )
+        subject, seen = encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
+        return io.NodeOutput(subject, ui=show_photographs(seen))
 
 
 class SaveSubject(io.ComfyNode):

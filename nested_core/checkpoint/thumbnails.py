@@ -6,6 +6,7 @@ import base64
 import io
 from typing import Any
 
+from PIL.Image import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 _MAX_CHARACTERS = 200_000  # a JPEG of 128 pixels, as this pack writes, needs a tenth of it
@@ -32,6 +33,13 @@ def thumbnail_problem(value: Any) -> str | None:
     except ValueError:
         return f"not base64 of a JPEG, {_EXPECTED}"
     return _jpeg_problem(content)
+
+
+def thumbnail_picture(value: str) -> Image | None:
+    """The picture of a thumbnail; None where it is empty or no thumbnail."""
+    if not value or thumbnail_problem(value) is not None:
+        return None
+    return JpegImageFile(io.BytesIO(base64.b64decode(value))).convert("RGB")
 
 
 def _jpeg_problem(content: bytes) -> str | None:

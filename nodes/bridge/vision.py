@@ -11,7 +11,8 @@ from torch import Tensor
 from ...nested_core.config import ImageEncoderConfig
 from ...nested_core.encoder import Encoder
 from ...nested_core.errors import SubjectError
-from ...nested_core.preprocess import CropMode, rgb_images, square_photographs
+from ...nested_core.preprocess import CropMode, clip_square, rgb_images, square_photographs
+from ...nested_core.shapes import Float
 from ...nested_core.subject import (
     CombineMode,
     Subject,
@@ -36,8 +37,10 @@ def encode_subject(
     combine: str,
     weights: str = "",
     node: str = "Encode Subject",
-) -> Subject:
+) -> tuple[Subject, list[Float[Tensor, "1 size size 3"]]]:
     """One subject from its reference photographs `image` `[references, height, width, channels]`.
+
+    Beside it each reference as the image encoder saw it.
 
     Args:
         node: which one encodes, for messages about its image encoder.
@@ -49,24 +52,41 @@ def encode_subject(
     _check_image_encoder(encoder, clip_vision, node)
     photographs = square_photographs(rgb_images(image), mask, cast("CropMode", crop))
     parsed_weights = parse_weights(weights, len(photographs))
-    features = _patch_features(encoder, cast("ClipVisionModel", clip_vision), photographs, node)
+    clip_vision = cast("ClipVisionModel", clip_vision)
+    seen = _squares(encoder, clip_vision, photographs)
+    features = _patch_features(encoder, clip_vision, seen, node)
     patcher = encoder_patcher(encoder)
     model_management.load_models_gpu([patcher])
-    return subject_from_features(
+    subject = subject_from_features(
         encoder,
         features.to(patcher.load_device),
         make_thumbnail(photographs[0][0]),
         cast("CombineMode", combine),
         parsed_weights,
     )
+    return subject, seen
+
+
+def _squares(
+    encoder: Encoder, clip_vision: ClipVisionModel, photographs: list[Tensor]
+) -> list[Tensor]:
+    """The photographs as ComfyUI would crop and resize them: it leaves such squares as they are.
+
+    Where ComfyUI would do it, since devices resize differently in the last bits.
+    """
+    size = encoder.config.image_encoder.image_size
+    return [
+        clip_square(photo.to(getattr(clip_vision, "load_device", photo.device)), size)
+        for photo in photographs
+    ]
 
 
 def _patch_features(
-    encoder: Encoder, clip_vision: ClipVisionModel, photographs: list[Tensor], node: str
+    encoder: Encoder, clip_vision: ClipVisionModel, squares: list[Tensor], node: str
 ) -> Tensor:
     wanted = encoder.config.image_encoder
     output = _OUTPUTS[wanted.hidden_state]
-    features = [clip_vision.encode_image(photo, crop=True)[output] for photo in photographs]
+    features = [clip_vision.encode_image(square, crop=True)[output] for square in squares]
     size = features[0].shape[-1]
     if size != wanted.hidden_size:
         raise SubjectError(_wrong_image_encoder(encoder, f"hidden size {size}", node))

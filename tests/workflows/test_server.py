@@ -23,6 +23,7 @@ DRAWING = (
     "two_subjects_with_pose",
     "attention_maps",
 )
+SHOWN_FOLDER = "nested_attention"  # what our own nodes show, beside Preview Image's pictures
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 # Ids, inputs and their types: public, in other people's workflows. They never change.
@@ -171,7 +172,7 @@ def _picture_of(server, outputs, kind: str) -> np.ndarray:
         image
         for output in outputs.values()
         for image in output.get("images", [])
-        if image["type"] == folder
+        if image["type"] == folder and image["subfolder"] != SHOWN_FOLDER
     ]
     (image,) = found
     return _pixels(server, image)
@@ -184,7 +185,12 @@ def _pixels(server, image: dict[str, str]) -> np.ndarray:
 
 
 def _pictures(outputs) -> list[str]:
-    return [image["filename"] for output in outputs.values() for image in output.get("images", [])]
+    return [
+        image["filename"]
+        for output in outputs.values()
+        for image in output.get("images", [])
+        if image["type"] == "output"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -433,6 +439,41 @@ class TestOnePhotograph:
         finally:
             path.write_bytes(good)
         assert np.array_equal(_picture_of(server, server.run(prompt), "SaveImage"), before)
+
+
+@pytest.mark.smoke
+def test_nodes_show_their_subjects_after_a_run_and_again_where_they_are_cached(server):
+    prompt = two_subjects()
+    prompt["save"]["inputs"]["filename_prefix"] = "shown"
+    prompt["sampler"]["inputs"]["seed"] = 21
+    outputs = server.run(prompt)
+    shown = {
+        node: [_pixels(server, image) for image in outputs[node]["images"]]
+        for node in ("anna subject", "anna binding", "rex subject", "rex binding", "apply")
+    }
+    with Image.open(server.base / "input" / "anna.jpg") as photo:
+        small = np.asarray(photo.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), float)
+    (seen,) = shown["anna subject"]
+    assert seen.shape == (32, 32, 3)
+    assert np.abs(seen - small).max() <= 2  # Pillow and torch round differently
+    (anna,), (rex,) = shown["anna binding"], shown["rex binding"]
+    assert anna.shape == (128, 128, 3)
+    assert not np.array_equal(anna, rex)
+    assert [np.array_equal(*pair) for pair in zip(shown["apply"], (anna, rex), strict=True)] == [
+        True,
+        True,
+    ]
+    prompt["sampler"]["inputs"]["seed"] = 22  # all before it is cached
+    again = server.run(prompt)
+    # Releases that do not know of it leave the page what it has.
+    resends = (
+        "has_intermediate_output"
+        in server.get("/object_info/NestedAttention_Apply")["NestedAttention_Apply"]
+    )
+    for node in shown if resends else ():
+        assert again[node] == outputs[node]
+    alone = server.run(one_photograph())
+    assert alone["subject"]["images"] == outputs["anna subject"]["images"]
 
 
 # What people type who look for this pack, and what they shall find with it, among others.
