@@ -217,3 +217,28 @@ def test_the_server_gathers_them(
     # The server gathers them once in its life.
     gathered = CustomNodeManager.build_translations.__wrapped__(CustomNodeManager())
     assert flat(gathered[language]["nodeDefs"]) == flat(read(language))
+
+
+SCRIPT_TEXTS = pack.ROOT / "js" / "nested_attention" / "strings.js"
+PLACEHOLDER = re.compile(r"\{\w+\}")
+
+
+def script_english() -> dict[str, str]:
+    """What the page's script says where a language says nothing."""
+    return dict(re.findall(r'^  (\w+): "(.*)",$', SCRIPT_TEXTS.read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_script_speaks_every_language(language):
+    texts = json.loads((LOCALES / language / "main.json").read_text(encoding="utf-8"))
+    english = script_english()
+    assert len(english) >= 8
+    assert set(texts) == {"nestedAttention"}
+    said = texts["nestedAttention"]
+    assert list(said) == list(english)
+    if language == "en":
+        assert said == english
+    for key, text in said.items():
+        assert text.strip()
+        assert sorted(PLACEHOLDER.findall(text)) == sorted(PLACEHOLDER.findall(english[key])), key
+        assert language == "en" or text != english[key], key

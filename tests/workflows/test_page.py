@@ -173,3 +173,40 @@ def test_the_help_of_a_node_is_served(server, page):
     url = f"{server.url}/extensions/comfyui-nested-attention/docs/NestedAttention_BindSubject.md"
     with urllib.request.urlopen(url) as response:
         assert response.read().startswith(b"# ")
+
+
+@pytest.fixture
+def french(page):
+    def speak(language):
+        page.execute_async_script(
+            "const [value, done] = arguments;"
+            "app.extensionManager.setting.set('Comfy.Locale', value).then(() => done())",
+            language,
+        )
+        page.refresh()
+        _wait_until(page, _READY)
+
+    speak("fr")
+    yield page
+    speak("en")
+
+
+def test_the_page_speaks_the_users_language(french):
+    text = json.loads((ROOT / "locales" / "fr" / "main.json").read_text(encoding="utf-8"))
+    nodes = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8"))
+
+    graph = json.loads(
+        (ROOT / "example_workflows" / "two_subjects.json").read_text(encoding="utf-8")
+    )
+    prompt = next(each for each in graph["nodes"] if each["type"] == "CLIPTextEncode")
+    prompt["widgets_values"] = ["a photo of <Bob>"]
+    french.execute_async_script(_OPEN, graph, "two_subjects")
+    expected = text["nestedAttention"]["unknownWord"].replace("{word}", "<Bob>")
+    notes = (
+        "[...document.querySelectorAll('.nested-attention-note')].map((each) => each.textContent)"
+    )
+    _wait_until(french, f"return {notes}.includes({json.dumps(expected)})", 10)
+    titles = french.execute_script(
+        "return app.graph._nodes.map((each) => LiteGraph.createNode(each.type).title)"
+    )
+    assert nodes["NestedAttention_Apply"]["display_name"] in titles
