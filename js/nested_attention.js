@@ -7,12 +7,13 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { keepColours } from "./nested_attention/colours.js";
+import { compare } from "./nested_attention/compare.js";
 import { keyOf, widgetOf } from "./nested_attention/graph.js";
 import { menuItems } from "./nested_attention/menus.js";
 import { pictureFinder } from "./nested_attention/pictures.js";
 import { addStyle, showRow } from "./nested_attention/row.js";
 import { loadStrings, say } from "./nested_attention/strings.js";
-import { survey, unboundSamplers, unsaid } from "./nested_attention/subjects.js";
+import { ENCODE, survey, unboundSamplers, unsaid } from "./nested_attention/subjects.js";
 import { offerTokens, write } from "./nested_attention/suggestions.js";
 import { readPrompt, withWord } from "./nested_attention/words.js";
 
@@ -58,7 +59,7 @@ function promptRow(prompt, found) {
     image,
     lit: said.has(token),
     title: say("insertToken", { token }),
-    onClick: () => insert(prompt.place.node, prompt.widget, token),
+    onClick: () => insert(prompt.field.place.node, prompt.field.widget, token),
   }));
   return { chips, notes: unknown.map((word) => say("unknownWord", { word })) };
 }
@@ -82,6 +83,10 @@ function contents() {
   for (const group of unsaid(found).values()) {
     for (const { place, token } of group) put(place.node, { notes: [say("unsaid", { token })] });
   }
+  for (const { node } of found.places) {
+    const input = node.type === ENCODE && node.inputs?.find((/** @type {any} */ each) => each.name === "clip_vision");
+    if (input && input.link == null) put(node, { notes: [say("needsClipVision")] });
+  }
   for (const { node } of unboundSamplers(found)) put(node, { notes: [say("samplerUnbound")] });
   for (const { node, within } of found.applies) {
     const several = (found.bindings.get(keyOf({ node, within })) ?? []).length > 1;
@@ -102,9 +107,17 @@ function look() {
 /** The tokens that a text area of the page may say. @param {HTMLTextAreaElement} field */
 function offersFor(field) {
   const prompt = survey(root(), imageOf).prompts.find(
-    (each) => each.bound.length && fieldOf(each.place.node, each.widget) === field,
+    (each) => each.bound.length && fieldOf(each.field.place.node, each.field.widget) === field,
   );
   return prompt?.bound ?? [];
+}
+
+/** The classic rendering hides a widget by a mark of its own; its menu has *Show Advanced* then. @param {any} node */
+function hideAdvanced(node) {
+  if (!String(node.comfyClass ?? "").startsWith("NestedAttention_")) return;
+  const advanced = (node.widgets ?? []).filter((/** @type {any} */ each) => each.options?.advanced);
+  for (const widget of advanced) widget.advanced = true;
+  if (advanced.length) node.setSize(node.computeSize());
 }
 
 app.registerExtension({
@@ -115,5 +128,6 @@ app.registerExtension({
     offerTokens(offersFor);
     setInterval(look, LOOK_EVERY);
   },
-  getNodeMenuItems: menuItems,
+  nodeCreated: hideAdvanced,
+  getNodeMenuItems: (/** @type {any} */ node) => menuItems(node, () => compare(app, api)),
 });

@@ -43,11 +43,36 @@ export function sourceOf({ node, within }, slot) {
   return linkId == null ? null : originOf(node.graph, linkId, within);
 }
 
+/** @param {any} graph @param {number} id */
+const linkOf = (graph, id) => graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id];
+
+/** Some releases write the id as a text. @param {any} link */
+const isFromOutside = (link) => Number(link.origin_id) === SUBGRAPH_INPUT;
+
+/**
+ * Where the user writes what a widget says: the widget itself, or the one that a subgraph shows of it.
+ * @param {Place} place
+ * @param {any} widget
+ * @returns {{place: Place, widget: any, slot: number}} slot: of the input that belongs to it, -1 without one
+ */
+export function writtenAt(place, widget) {
+  const { node, within } = place;
+  const slot = (node.inputs ?? []).findIndex((/** @type {any} */ each) => each.widget?.name === widget.name);
+  const linkId = node.inputs?.[slot]?.link;
+  const link = linkId == null ? null : linkOf(node.graph, linkId);
+  const around = within[within.length - 1];
+  if (!link || !around || !isFromOutside(link)) return { place, widget, slot };
+  const input = around.inputs?.[link.origin_slot];
+  const shown = input && widgetOf(around, input.widget?.name ?? input.name);
+  if (!shown) return { place, widget, slot };
+  return writtenAt({ node: around, within: within.slice(0, -1) }, shown);
+}
+
 /** @param {any} graph @param {number} linkId @param {any[]} within */
 function originOf(graph, linkId, within) {
-  const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+  const link = linkOf(graph, linkId);
   if (!link) return null;
-  if (link.origin_id === SUBGRAPH_INPUT) {
+  if (isFromOutside(link)) {
     const around = within[within.length - 1];
     return around
       ? sourceOf({ node: around, within: within.slice(0, -1) }, link.origin_slot)

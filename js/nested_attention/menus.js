@@ -107,11 +107,12 @@ function addSubject(apply) {
   });
 }
 
-/** @param {any} node */
-export function menuItems(node) {
+/** @param {any} node @param {() => void} compare draws the picture with and without subjects */
+export function menuItems(node, compare) {
   const items = [];
-  if (node.type === APPLY && inputOf(node, BINDING) >= 0) {
+  if (node.type === APPLY) {
     items.push({ content: say("addSubject"), callback: () => addSubject(node) });
+    items.push({ content: say("compare"), callback: compare });
   }
   if (outputOf(node, "IMAGE") >= 0) {
     items.push({ content: say("bindAsSubject"), callback: () => bindAsSubject(node) });

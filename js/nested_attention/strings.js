@@ -10,6 +10,12 @@ const ENGLISH = {
   unsaid: "No connected prompt says {token}.",
   samplerUnbound: "A prompt names a subject, but this model does not come from Apply Nested Attention.",
   separationHint: "Two or more subjects: separation 0.8 keeps them from mixing.",
+  needsClipVision: "Connect clip_vision: this encoder reads photographs through a CLIP vision model.",
+  compare: "Compare with and without subjects",
+  compareStopped: "The comparison stopped: one of its two runs did not end well.",
+  withSubjects: "with subjects",
+  withoutSubjects: "without",
+  close: "Close",
 };
 
 /** @type {Record<string, string>} */

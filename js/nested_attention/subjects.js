@@ -1,17 +1,18 @@
 // @ts-check
 /** Who is bound where: what the Apply nodes, prompts and samplers of the page know of subjects. */
 
-import { allPlaces, isOn, keyOf, sourceOf, upstream, widgetOf } from "./graph.js";
+import { allPlaces, isOn, keyOf, sourceOf, upstream, widgetOf, writtenAt } from "./graph.js";
 import { readPrompt } from "./words.js";
 
 export const APPLY = "NestedAttention_Apply";
 export const SUBJECT = "NestedAttention_Subject";
+export const ENCODE = "NestedAttention_EncodeSubject";
 export const BINDING = "NESTED_ATTENTION_BINDING";
 const BINDERS = ["NestedAttention_BindSubject", SUBJECT];
 
 /** @typedef {import("./graph.js").Place} Place */
 /** @typedef {{token: string, place: Place, image: string | null}} Bound */
-/** @typedef {{text: string, place: Place, widget: any, applies: Place[], bound: Bound[]}} Prompt */
+/** @typedef {{text: string | null, place: Place, field: ReturnType<typeof writtenAt>, applies: Place[], bound: Bound[]}} Prompt */
 
 /** @param {any} node */
 export const isApply = (node) => node.type === APPLY && isOn(node);
@@ -58,15 +59,11 @@ const isText = (widget) =>
   typeof widget.value === "string" &&
   (widget.type === "customtext" || widget.options?.multiline || widget.element?.tagName === "TEXTAREA");
 
-/** What a text field will say, also where another node writes it. @param {Place} place @param {any} widget */
-function textOf(place, widget) {
-  const slot = (place.node.inputs ?? []).findIndex(
-    (/** @type {any} */ each) => each.widget?.name === widget.name && each.link != null,
-  );
-  if (slot < 0) return widget.value;
+/** What a text field will say, also where another node writes it; null where only the run will know. @param {ReturnType<typeof writtenAt>} field */
+function textOf({ place, widget, slot }) {
+  if (place.node.inputs?.[slot]?.link == null) return widget.value;
   const source = sourceOf(place, slot);
   const texts = source?.node.widgets?.filter((/** @type {any} */ each) => typeof each.value === "string");
-  // A text that only the run will know.
   return texts?.length === 1 ? texts[0].value : null;
 }
 
@@ -80,11 +77,12 @@ export function survey(graph, imageOf) {
   const applies = places.filter(({ node }) => node.type === APPLY);
   const bindings = new Map(applies.map((each) => [keyOf(each), bindingsOf(each, imageOf)]));
   const boundBy = (/** @type {Place[]} */ group) => group.flatMap((each) => bindings.get(keyOf(each)) ?? []);
-  /** @type {(Prompt & {text: string | null})[]} */
+  /** @type {Prompt[]} */
   const prompts = places.flatMap((place) =>
     textWidgets(place.node).map((/** @type {any} */ widget) => {
       const found = appliesOf(place, "CLIP");
-      return { place, widget, text: textOf(place, widget), applies: found, bound: boundBy(found) };
+      const field = writtenAt(place, widget);
+      return { place, field, text: textOf(field), applies: found, bound: boundBy(found) };
     }),
   );
   return { places, applies, bindings, prompts, everyone: boundBy(applies) };

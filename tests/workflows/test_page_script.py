@@ -8,6 +8,7 @@ import time
 import pytest
 from serving import ROOT
 from test_page import _OPEN, _wait_until, page, pytestmark  # noqa: F401
+from tiny_graphs import two_subjects
 
 _CHIPS = (
     "[...document.querySelectorAll('.nested-attention-chip')]"
@@ -158,3 +159,77 @@ def test_the_script_says_nothing_in_the_console(page):  # noqa: F811
     _wait_until(page, f"return {_CHIPS}.length > 0", 10)
     ours = [each for each in page.get_log("browser") if "nested" in each["message"].lower()]
     assert ours == []
+
+
+_ROWS = (
+    "(function count(graph) { return graph.nodes.flatMap((node) => [...(node.subgraph ? count(node.subgraph)"
+    " : []), ...(node.widgets ?? []).filter((each) => each.name === 'nested_attention_row')"
+    ".map((each) => each.element.textContent)]); })(app.rootGraph ?? app.graph)"
+)
+
+
+def test_a_prompt_inside_a_subgraph_knows_the_subjects_outside(page):  # noqa: F811
+    _open(page, "two_subjects")
+    page.execute_script(
+        "const graph = app.graph; const prompt = graph.nodes.find((each) =>"
+        " each.type === 'CLIPTextEncode' && each.widgets[0].value.includes('<anna>'));"
+        "graph.convertToSubgraph(new Set([prompt]))"
+    )
+    assert page.execute_script("return app.graph.nodes.filter((each) => each.subgraph).length") == 1
+    time.sleep(1)  # the page has looked again
+    rows = page.execute_script(f"return {_ROWS}")
+    assert rows.count("<anna><rex>") == 2  # the prompt inside, and the negative one outside
+    assert not [each for each in rows if "No connected prompt" in each]
+
+
+def test_undo_and_copies_leave_one_row_on_each_prompt(page):  # noqa: F811
+    _open(page, "two_subjects")
+    _wait_until(page, f"return {_ROWS}.length === 2", 10)
+    page.execute_script(
+        "const prompt = app.graph.nodes.find((each) => each.type === 'CLIPTextEncode');"
+        "app.canvas.copyToClipboard(new Set([prompt]));"
+        "app.canvas.pasteFromClipboard({connectInputs: true})"
+    )
+    _wait_until(page, f"return {_ROWS}.length === 3", 10)
+    page.execute_async_script(
+        "const done = arguments[0]; const tracker ="
+        " app.extensionManager.workflow.activeWorkflow.changeTracker;"
+        "tracker.checkState?.(); tracker.captureCanvasState?.();"
+        "tracker.undo().then(() => done(), (error) => done(String(error)))"
+    )
+    _wait_until(
+        page, "return app.graph.nodes.filter((e) => e.type === 'CLIPTextEncode').length === 2", 10
+    )
+    _wait_until(page, f"return {_ROWS}.length === 2", 10)
+
+
+def test_advanced_inputs_are_hidden_until_they_are_asked_for(page, rendering):  # noqa: F811
+    _open(page, "two_subjects")
+    visible = page.execute_script(
+        "const node = app.graph.nodes.find((each) => each.type === 'NestedAttention_BindSubject');"
+        "return node.widgets.filter((each) => node.isWidgetVisible(each)).map((each) => each.name)"
+    )
+    assert "token" in visible
+    assert "fidelity" in visible
+    assert not {"strength", "token_weight", "sites", "schedule"} & set(visible)
+
+
+def test_one_click_compares_the_picture_with_and_without_subjects(server, page):  # noqa: F811
+    prompt = two_subjects()
+    prompt["latent"]["inputs"].update(width=64, height=64)
+    page.execute_async_script(
+        "const [api, done] = arguments; Promise.resolve(app.loadApiJson(api, 'two')).then(() => done())",
+        prompt,
+    )
+    saved = sorted((server.base / "output").rglob("*.png"))
+    page.execute_script(_WITH_SUBJECT, "NestedAttention_Apply", "Compare with and without subjects")
+    shown = "[...document.querySelectorAll('.nested-attention-compare img')]"
+    _wait_until(page, f"return {shown}.filter((each) => each.naturalWidth === 64).length === 2", 60)
+    with_subjects, without = page.execute_script(
+        f"return {shown}.map((each) => {{ const c = document.createElement('canvas'); c.width = c.height"
+        " = 64; c.getContext('2d').drawImage(each, 0, 0); return c.toDataURL(); })"
+    )
+    assert with_subjects != without
+    assert sorted((server.base / "output").rglob("*.png")) == saved
+    page.execute_script("document.querySelector('.nested-attention-compare button').click()")
+    assert page.execute_script(f"return {shown}.length") == 0
