@@ -170,7 +170,7 @@ def test_what_became_of_a_subject_is_read_on_its_node(page):
 
 
 def test_the_help_of_a_node_is_served(server, page):
-    url = f"{server.url}/extensions/comfyui-nested-attention/docs/NestedAttention_BindSubject.md"
+    url = f"{server.url}/extensions/comfyui-nested-attention/docs/NestedAttention_BindSubject/en.md"
     with urllib.request.urlopen(url) as response:
         assert response.read().startswith(b"# ")
 
