@@ -6,6 +6,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { hideAdvanced } from "./nested_attention/advanced.js";
 import { keepColours } from "./nested_attention/colours.js";
 import { compare } from "./nested_attention/compare.js";
 import { keyOf, widgetOf } from "./nested_attention/graph.js";
@@ -18,6 +19,8 @@ import { offerTokens, write } from "./nested_attention/suggestions.js";
 import { readPrompt, withWord } from "./nested_attention/words.js";
 
 const LOOK_EVERY = 400; // milliseconds: soon enough for a reader, nothing for the machine
+
+const ALWAYS_ADVANCED = "Comfy.Node.AlwaysShowAdvancedWidgets";
 
 const imageOf = pictureFinder(app, api);
 const root = () => app.rootGraph ?? app.graph;
@@ -112,14 +115,6 @@ function offersFor(field) {
   return prompt?.bound ?? [];
 }
 
-/** The classic rendering hides a widget by a mark of its own; its menu has *Show Advanced* then. @param {any} node */
-function hideAdvanced(node) {
-  if (!String(node.comfyClass ?? "").startsWith("NestedAttention_")) return;
-  const advanced = (node.widgets ?? []).filter((/** @type {any} */ each) => each.options?.advanced);
-  for (const widget of advanced) widget.advanced = true;
-  if (advanced.length) node.setSize(node.computeSize());
-}
-
 app.registerExtension({
   name: "NestedAttention",
   async setup() {
@@ -128,6 +123,9 @@ app.registerExtension({
     offerTokens(offersFor);
     setInterval(look, LOOK_EVERY);
   },
-  nodeCreated: hideAdvanced,
+  nodeCreated(/** @type {any} */ node) {
+    if (!String(node.comfyClass ?? "").startsWith("NestedAttention_")) return;
+    hideAdvanced(node, () => Boolean(app.extensionManager?.setting?.get(ALWAYS_ADVANCED)));
+  },
   getNodeMenuItems: (/** @type {any} */ node) => menuItems(node, () => compare(app, api)),
 });

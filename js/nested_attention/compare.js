@@ -9,25 +9,49 @@ import { APPLY } from "./subjects.js";
 /** @typedef {Record<string, Entry>} Prompt */
 /** @typedef {{filename: string, subfolder: string, type: string}} File */
 
-/** The same prompt in which nobody is bound. @param {Prompt} prompt @returns {Prompt} */
-export function withoutSubjects(prompt) {
-  const plain = structuredClone(prompt);
-  for (const { class_type, inputs } of Object.values(plain)) {
-    if (class_type !== APPLY) continue;
-    for (const name of Object.keys(inputs)) if (name.startsWith("bindings.")) delete inputs[name];
+const RECORD = "NestedAttention_RecordMaps";
+const MAPS = "NestedAttention_ShowMaps";
+/** What such a node hands on without its work: the input for each output. @type {Record<string, string[]>} */
+const PASSES = { [APPLY]: ["model", "clip"], [RECORD]: ["model"] };
+
+/** The ids of all nodes that a node reads, itself among them. @param {Prompt} prompt @param {string} id @returns {Set<string>} */
+function readBy(prompt, id, seen = new Set()) {
+  if (seen.has(id) || !prompt[id]) return seen;
+  seen.add(id);
+  for (const value of Object.values(prompt[id].inputs)) {
+    if (Array.isArray(value)) readBy(prompt, String(value[0]), seen);
   }
-  return plain;
+  return seen;
 }
 
-/** The same prompt, which leaves no file in the user's output folder. @param {Prompt} prompt @returns {Prompt} */
-export function unsaved(prompt) {
+/** The part of a prompt that draws its pictures, and saves none. @param {Prompt} prompt @returns {Prompt} */
+export function pictures(prompt) {
   const shown = structuredClone(prompt);
   for (const entry of Object.values(shown)) {
     if (entry.class_type !== "SaveImage") continue;
     entry.class_type = "PreviewImage";
     entry.inputs = { images: entry.inputs.images };
   }
-  return shown;
+  const needed = Object.keys(shown)
+    .filter((id) => shown[id].class_type === "PreviewImage")
+    .map((id) => readBy(shown, id))
+    .filter((ids) => ![...ids].some((id) => shown[id].class_type === MAPS));
+  return Object.fromEntries(needed.flatMap((ids) => [...ids].map((id) => [id, shown[id]])));
+}
+
+/** The same prompt without the nodes that put subjects into it. @param {Prompt} prompt @returns {Prompt} */
+export function withoutSubjects(prompt) {
+  const plain = structuredClone(prompt);
+  /** @param {any} value @returns {any} */
+  const before = (value) => {
+    const node = Array.isArray(value) ? plain[value[0]] : null;
+    const name = node && PASSES[node.class_type]?.[value[1]];
+    return name ? before(node.inputs[name]) : value;
+  };
+  for (const { inputs } of Object.values(plain)) {
+    for (const [name, value] of Object.entries(inputs)) inputs[name] = before(value);
+  }
+  return pictures(plain);
 }
 
 /**
@@ -100,7 +124,8 @@ function show(withThem, without) {
   close.type = "button";
   close.textContent = "✕";
   close.setAttribute("aria-label", say("close"));
-  const title = box("nested-attention-title", `◧ ${say("withSubjects")}`, `${say("withoutSubjects")} ◨`, close);
+  const sides = [`◧ ${say("withSubjects")}`, `${say("withoutSubjects")} ◨`].map((each) => box("", each));
+  const title = box("nested-attention-title", ...sides, close);
   const panel = box("nested-attention-compare", title, ...pairs);
   panel.setAttribute("role", "dialog");
   close.addEventListener("click", () => panel.remove());
@@ -114,13 +139,14 @@ function show(withThem, without) {
  */
 export async function compare(app, api) {
   const { output, workflow } = await app.graphToPrompt();
-  const drawn = unsaved(output);
+  const drawn = pictures(output);
   const outputs = Object.keys(drawn).filter((id) => drawn[id].class_type === "PreviewImage");
   const names = outputs.map((id) => id.split(":").pop() ?? "");
   const address = (/** @type {File} */ file) => api.apiURL(`/view?${new URLSearchParams({ ...file })}`);
   try {
-    const withThem = await run(api, drawn, workflow, names);
     const without = await run(api, withoutSubjects(drawn), workflow, names);
+    // Last, so that the nodes keep showing what the subjects did.
+    const withThem = await run(api, drawn, workflow, names);
     show(withThem.map(address), without.map(address));
   } catch (error) {
     app.extensionManager?.toast?.add?.({

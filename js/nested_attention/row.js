@@ -4,6 +4,7 @@
 const NAME = "nested_attention_row";
 const LINE = 26; // pixels of height for a line of chips or a note
 const CHIPS_IN_LINE = 3;
+const SIDES = 30; // pixels of a node's width that no text has
 const MARGIN = 4; // around the row in the classic rendering
 
 const STYLE = `
@@ -15,7 +16,7 @@ const STYLE = `
 .nested-attention-chip.lit { opacity: 1; border-color: #d8a657; }
 .nested-attention-chip img { width: 18px; height: 18px; border-radius: 50%; object-fit: cover; }
 .nested-attention-chip span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 4px; }
-.nested-attention-note { flex-basis: 100%; line-height: 18px; color: #e0af68; }
+.nested-attention-note { flex-basis: 100%; line-height: 18px; overflow-wrap: anywhere; color: #e0af68; }
 .nested-attention-list { position: fixed; z-index: 10000; min-width: 140px; max-height: 220px; overflow: auto;
   background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); font: 13px sans-serif;
   border: 1px solid var(--border-color, #555); border-radius: 6px; padding: 3px; }
@@ -85,7 +86,7 @@ function noteElement(text) {
  * @param {Content} content
  */
 export function showRow(node, content) {
-  const shown = JSON.stringify(content);
+  const shown = JSON.stringify([content, node.size[0]]);
   if (node.isSubgraphNode?.()) return;
   const row = rows.get(node);
   if (!content.chips.length && !content.notes.length) {
@@ -93,12 +94,23 @@ export function showRow(node, content) {
     return;
   }
   if (row?.shown === shown && node.widgets?.includes(row.widget)) return;
-  const lines = Math.ceil(content.chips.length / CHIPS_IN_LINE) + content.notes.length;
+  const notes = content.notes.map((text) => linesOf(text, node.size[0] - SIDES));
+  const lines = notes.reduce((sum, each) => sum + each, Math.ceil(content.chips.length / CHIPS_IN_LINE));
   const own = row && node.widgets?.includes(row.widget) ? row : newRow(node);
   const isTaller = own.lines !== lines;
   Object.assign(own, { shown, lines });
   own.widget.element.replaceChildren(...content.chips.map(chipElement), ...content.notes.map(noteElement));
   if (isTaller) fit(node);
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+
+/** How many lines a note takes. @param {string} text @param {number} width in pixels */
+function linesOf(text, width) {
+  if (!pen) return 1;
+  pen.font = "12px sans-serif";
+  // A line breaks between words, so none is quite full.
+  return Math.max(1, Math.ceil((pen.measureText(text).width * 1.1) / Math.max(width, LINE)));
 }
 
 /** @param {any} node */

@@ -203,15 +203,26 @@ def test_undo_and_copies_leave_one_row_on_each_prompt(page):  # noqa: F811
     _wait_until(page, f"return {_ROWS}.length === 2", 10)
 
 
+_INPUTS = {
+    False: "node.widgets.filter((each) => node.isWidgetVisible(each)).map((each) => each.name)",
+    True: 'document.querySelector(`[data-node-id="${node.id}"]`).innerText.split(/\\s+/)',
+}
+
+
 def test_advanced_inputs_are_hidden_until_they_are_asked_for(page, rendering):  # noqa: F811
     _open(page, "two_subjects")
-    visible = page.execute_script(
+    find = (
         "const node = app.graph.nodes.find((each) => each.type === 'NestedAttention_BindSubject');"
-        "return node.widgets.filter((each) => node.isWidgetVisible(each)).map((each) => each.name)"
     )
-    assert "token" in visible
-    assert "fidelity" in visible
-    assert not {"strength", "token_weight", "sites", "schedule"} & set(visible)
+    page.execute_script(find + "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node)")
+    time.sleep(1)
+    visible = page.execute_script(f"{find} return {_INPUTS[rendering]}")
+    assert {"token", "noun", "fidelity"} <= set(visible)
+    advanced = {"strength", "token_weight", "sites", "schedule"}
+    assert not advanced & set(visible)
+    page.execute_script(find + "node.showAdvanced = true")
+    time.sleep(1)
+    assert advanced <= set(page.execute_script(f"{find} return {_INPUTS[rendering]}"))
 
 
 def test_one_click_compares_the_picture_with_and_without_subjects(server, page):  # noqa: F811
