@@ -199,6 +199,15 @@ def test_the_messages_on_a_page_are_said(node):
     assert not not_said(quotes, said)
 
 
+def test_the_pictures_are_there_are_small_and_each_is_shown():
+    shown = [picture for node in NODES for picture in PICTURE.findall(prose(read(node)))]
+    assert all(text.strip() and '"' not in text for text, _ in shown)
+    sizes = {path: (DOCS / path).stat().st_size for _, path in shown}
+    assert max(sizes.values()) < MAX_PICTURE_BYTES
+    assert sum(sizes.values()) < MAX_PICTURES_BYTES
+    assert {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == set(sizes)
+
+
 @pytest.mark.parametrize("node", NODES)
 def test_a_language_without_a_page_gets_the_english_one(node):
     assert (DOCS / f"{node}.md").read_text(encoding="utf-8") == read(node)

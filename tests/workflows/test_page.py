@@ -169,10 +169,19 @@ def test_what_became_of_a_subject_is_read_on_its_node(page):
         assert any(text.startswith(expected) for text in shown), expected
 
 
-def test_the_help_of_a_node_is_served(server, page):
-    url = f"{server.url}/extensions/comfyui-nested-attention/docs/NestedAttention_BindSubject/en.md"
+# English, the page of all other languages, and a picture as the page looks it up.
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [
+        ("NestedAttention_BindSubject/en.md", b"# "),
+        ("NestedAttention_BindSubject.md", b"# "),
+        ("pictures/bind_subject.png", b"\x89PNG"),
+    ],
+)
+def test_the_help_of_a_node_is_served(server, path, start):
+    url = f"{server.url}/extensions/comfyui-nested-attention/docs/{path}"
     with urllib.request.urlopen(url) as response:
-        assert response.read().startswith(b"# ")
+        assert response.read().startswith(start)
 
 
 @pytest.fixture
