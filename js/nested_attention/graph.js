@@ -43,7 +43,7 @@ export function sourceOf({ node, within }, slot) {
   return linkId == null ? null : originOf(node.graph, linkId, within);
 }
 
-/** @param {any} graph @param {number} linkId @param {any[]} within */
+/** @param {any} graph @param {number} linkId @param {any[]} within @returns {(Place & {slot: number}) | null} */
 function originOf(graph, linkId, within) {
   const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
   if (!link) return null;
