@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HEARTBEAT_SECONDS = 10.0
@@ -31,7 +31,12 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def run_logged(what: str, command: Sequence[str | Path], log: Path) -> None:
+def run_logged(
+    what: str,
+    command: Sequence[str | Path],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """A long command with its output in a log and a sign of life every few seconds."""
     say(f"{what} ...")
     started = time.monotonic()
@@ -40,6 +45,7 @@ def run_logged(what: str, command: Sequence[str | Path], log: Path) -> None:
         output.flush()
         process = subprocess.Popen(
             [str(part) for part in command],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

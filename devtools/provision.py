@@ -4,11 +4,13 @@
 - `comfyui-VERSION-KEY/`: a ComfyUI tree.
 - `overlay-VERSION-KEY/`: packages that the oldest ComfyUI needs in another version.
 - `tools-KEY/`: the test tools, on top of a host's own packages.
+- `typescript-KEY/`: the compiler that checks the page's script.
 """
 
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from .archive import check_sha256, unpack_comfyui
@@ -18,6 +20,7 @@ from .host import Host, describe_python
 from .pins import CONSTRAINTS_FILE, NEWEST, TORCH, ComfyPin, key, test_tools
 
 ENVIRONMENT_GIB = 10
+TYPESCRIPT = Path(__file__).with_name("typescript")
 
 
 def private_host(pin: ComfyPin) -> Host:
@@ -45,6 +48,14 @@ def with_test_tools(host: Host, pyproject: Path) -> Host:
     # ComfyUI's portable build for Windows comes without `venv`.
     build_once(folder, lambda folder: _install_target(folder, host.python, tools))
     return host.with_python(host.python, folder)
+
+
+def typescript_compiler(host: Host, environment: Mapping[str, str]) -> Path:
+    """TypeScript's compiler at the release of the lock file. The host has the test tools."""
+    lock = TYPESCRIPT / "package-lock.json"
+    folder = cache_folder() / f"typescript-{key(lock.read_text(encoding='utf-8'))}"
+    build_once(folder, lambda folder: _install_typescript(folder, host, environment))
+    return folder / "node_modules" / "typescript" / "lib" / "tsc.js"
 
 
 def python_of(environment: Path) -> Path:
@@ -116,6 +127,15 @@ def _install_tools_venv(folder: Path, python: Path, about: dict, tools: list[str
 def _install_target(folder: Path, python: Path, packages: list[str]) -> None:
     command = [*_pip(python, "install"), "--target", folder, *packages]
     run_logged("installing the test tools", command, _fresh_log(folder))
+
+
+def _install_typescript(folder: Path, host: Host, environment: Mapping[str, str]) -> None:
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(TYPESCRIPT / name, folder)
+    # `ci` takes exactly what the lock file names, and compares its hash.
+    npm = ["ci", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund"]
+    command = host.command(TYPESCRIPT / "npm.py", *npm)
+    run_logged("installing TypeScript", command, _fresh_log(folder), environment)
 
 
 def _pip(python: Path, verb: str) -> list[str | Path]:

@@ -68,7 +68,7 @@ export function writtenAt(place, widget) {
   return writtenAt({ node: around, within: within.slice(0, -1) }, shown);
 }
 
-/** @param {any} graph @param {number} linkId @param {any[]} within */
+/** @param {any} graph @param {number} linkId @param {any[]} within @returns {(Place & {slot: number}) | null} */
 function originOf(graph, linkId, within) {
   const link = linkOf(graph, linkId);
   if (!link) return null;

@@ -1,17 +1,23 @@
 // @ts-check
-/** Tokens in the text of a prompt. The nodes read the same text by the same rules. */
+/**
+ * Tokens in the text of a prompt, read by the rules of `nested_core/prompt.py` and, for words that
+ * nobody bound, `nested_core/diagnosis.py`. A test gives both the same prompts.
+ */
 
-const BRACKETED = /<[^<>:\n]{1,100}>/gu;
-const WORD = /[\p{L}\p{N}_]/u;
+// The last characters that it leaves out are white space to Python alone.
+const BRACKETED = /<[^<>:\p{White_Space}\x1c-\x1f]{1,64}>/gu;
+const LETTER = /[\p{L}\p{N}]/u;
+const IN_WORD = "[\\p{L}\\p{N}_]";
 
 /** @param {string} token */
 const escaped = (token) => token.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 /** A token that begins or ends with a letter or digit is found as a whole word only. @param {string} token */
-function pattern(token) {
-  const before = WORD.test(token[0]) ? "(?<![\\p{L}\\p{N}_])" : "";
-  const after = WORD.test(token[token.length - 1]) ? "(?![\\p{L}\\p{N}_])" : "";
-  return new RegExp(before + escaped(token) + after, "gu");
+function bounded(token) {
+  const letters = [...token]; // not halves of them, as `token[0]` may be
+  const before = LETTER.test(letters[0]) ? `(?<!${IN_WORD})` : "";
+  const after = LETTER.test(letters[letters.length - 1]) ? `(?!${IN_WORD})` : "";
+  return before + escaped(token) + after;
 }
 
 /**
@@ -20,15 +26,16 @@ function pattern(token) {
  * @param {string[]} tokens
  */
 export function readPrompt(text, tokens) {
+  const composed = text.normalize("NFC");
+  const given = new Map(tokens.filter(Boolean).map((token) => [token.normalize("NFC"), token]));
+  const longestFirst = [...given.keys()].sort((a, b) => b.length - a.length);
   /** @type {Set<string>} */
   const said = new Set();
-  let rest = text.normalize("NFC");
-  for (const token of [...tokens].sort((a, b) => b.length - a.length)) {
-    if (!token) continue;
-    const without = rest.replace(pattern(token.normalize("NFC")), " ");
-    if (without !== rest) said.add(token);
-    rest = without;
+  if (given.size) {
+    const pattern = new RegExp(longestFirst.map(bounded).join("|"), "gu");
+    for (const [token] of composed.matchAll(pattern)) said.add(given.get(token) ?? token);
   }
+  const rest = longestFirst.reduce((remaining, token) => remaining.replaceAll(token, " "), composed);
   return { said, unknown: [...new Set(rest.match(BRACKETED) ?? [])] };
 }
 
