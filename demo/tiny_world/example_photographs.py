@@ -20,7 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "demo"))
 
 from tiny_world.sheet import to_image  # noqa: E402
-from tiny_world.world import Placed, Scene, draw, identity_of, subject_mask  # noqa: E402
+from tiny_world.world import (  # noqa: E402
+    PARTS,
+    Identity,
+    Placed,
+    Scene,
+    draw,
+    identity_of,
+    subject_mask,
+)
 
 FOLDER = ROOT / "nodes" / "photographs"
 SIDE = 512
@@ -31,7 +39,6 @@ SUBJECTS = {
     "rex": ("dog", ("purple", "orange", "green", "white"), Scene("photo", "forest", "nothing")),
     "bella": ("dog", ("black", "white", "red", "pink"), Scene("photo", "desert", "nothing")),
 }
-PARTS = {"person": ("hat", "hair", "shirt", "pants"), "dog": ("ears", "fur", "scarf", "paws")}
 PLACE = "centre"
 
 # OpenPose's 18 joints of one person who stands and faces us, in the unit square, and its bones.
@@ -64,13 +71,18 @@ def main() -> None:
 
 def pictures() -> Iterator[tuple[str, Image.Image]]:
     """Every file's name without its ending, and what is in it."""
-    for seed, (name, (kind, colours, scene)) in enumerate(SUBJECTS.items()):
-        parts = dict(zip(PARTS[kind], colours, strict=True))
-        placed = Placed(identity_of(np.random.default_rng(seed), kind, parts), PLACE)
-        photograph = enlarged(to_image(draw([placed], scene)))
-        yield name, with_palette(photograph)
+    for name, (_, _, scene) in SUBJECTS.items():
+        placed = Placed(identity(name), PLACE)
+        yield name, with_palette(enlarged(to_image(draw([placed], scene))))
         yield f"masks/{name}", enlarged(Image.fromarray(subject_mask(placed)))
     yield POSE, with_palette(pose())
+
+
+def identity(name: str) -> Identity:
+    """Who is in a picture."""
+    kind, colours, _ = SUBJECTS[name]
+    draws = np.random.default_rng(list(SUBJECTS).index(name))
+    return identity_of(draws, kind, dict(zip(PARTS[kind], colours, strict=True)))
 
 
 def enlarged(image: Image.Image) -> Image.Image:
