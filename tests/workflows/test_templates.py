@@ -13,6 +13,7 @@ TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 PHOTOGRAPHS = ROOT / "nodes" / "photographs"
 EXAMPLE = "NestedAttention_ExamplePhotograph"
 LARGEST_PHOTOGRAPH = 5_000  # bytes
+LARGEST_CARD = 60_000
 each_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
 
 
@@ -54,6 +55,21 @@ def test_the_note_has_room_above_everything_else(template):
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
     others = [node["pos"][1] for node in nodes if node is not note]
     assert note["pos"][1] + note["size"][1] < min(others)
+
+
+@each_template
+def test_the_picture_in_the_gallery_is_small_and_shows_the_photographs(template):
+    path = template.with_suffix(".jpg")
+    assert path.stat().st_size < LARGEST_CARD
+    with Image.open(path) as file:
+        card = np.asarray(file.convert("RGB"), np.int16)
+    assert card.shape == (464, 512, 3)
+    chosen = [node["widgets_values"][0] for node in nodes_of(template) if node["type"] == EXAMPLE]
+    if chosen:
+        # The first photograph stands in the upper left corner: its sky, well inside a square.
+        with Image.open(PHOTOGRAPHS / f"{chosen[0]}.png") as file:
+            sky = np.asarray(file.convert("RGB"), np.int16)[20, 20]
+        assert np.abs(card[20:30, 20:30] - sky).max() < 12
 
 
 def test_example_photographs_are_small_and_large_enough_to_see():
