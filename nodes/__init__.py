@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .apply import ApplyNestedAttention
 from .bind import BindSubject
 from .bridge.paths import register_folders
+from .examples import ExamplePhotograph
 from .loaders import LoadEncoder, LoadSubject
 from .maps import RecordMaps, ShowMaps
 from .personalise import PersonaliseSubject
@@ -32,6 +33,7 @@ class NestedAttentionExtension(ComfyExtension):
             CropMasks,
             RecordMaps,
             ShowMaps,
+            ExamplePhotograph,
         ]
 
 

@@ -98,6 +98,7 @@ PUBLIC = {
         {"image": "IMAGE"},
         ["IMAGE"],
     ),
+    "NestedAttention_ExamplePhotograph": ({"photograph": "COMBO"}, {}, ["IMAGE", "MASK"]),
 }  # fmt: skip
 
 
@@ -259,11 +260,11 @@ def test_the_quick_example_adds_three_nodes_and_seven_links_to_text_to_image():
     added = {
         node["id"]: node["type"]
         for node in graph["nodes"]
-        if node["type"].startswith("NestedAttention_") or node["type"] == "LoadImage"
+        if node["type"].startswith("NestedAttention_")
     }
     assert sorted(added.values()) == [
-        "LoadImage",
         "NestedAttention_Apply",
+        "NestedAttention_ExamplePhotograph",
         "NestedAttention_Subject",
     ]
     theirs = [link for link in graph["links"] if link[1] in added or link[3] in added]

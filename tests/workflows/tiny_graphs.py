@@ -34,7 +34,7 @@ VISION_NAME = "random_vision.safetensors"
 _EXAMPLE_ENCODERS = ("person_sdxl.safetensors", "pet_sdxl.safetensors")
 _EXAMPLE_VISION = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 _SUBJECTS = (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
-_EXAMPLE_PICTURES = ("anna.jpg", "rex.jpg", "ben.jpg", "two_people_pose.png")
+_PICTURES = ("anna.jpg", "rex.jpg")
 # The cross-attention layers of the tiny SDXL, with their widths.
 _SITES = [("input", 3, 1), ("input", 5, 2), ("middle", 0, 2), ("output", 0, 2)]
 _SITES += [("output", 1, 2), ("output", 2, 1), ("output", 3, 1)]
@@ -47,7 +47,7 @@ def prepare(base: Path) -> None:
     visions = base / "models" / "clip_vision"
     for folder in (pictures, encoders, visions):
         folder.mkdir(parents=True, exist_ok=True)
-    for seed, name in enumerate(_EXAMPLE_PICTURES):
+    for seed, name in enumerate(_PICTURES):
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(noise).resize((256, 256)).save(pictures / name)
     _save_random_encoder(encoders / ENCODER_NAME)
