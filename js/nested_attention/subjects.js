@@ -96,7 +96,7 @@ export function unsaid(found) {
     const readers = found.prompts.filter((each) => each.applies.some((one) => keyOf(one) === keyOf(apply)));
     if (!readers.length || readers.some((each) => each.text === null)) continue;
     for (const bound of found.bindings.get(keyOf(apply)) ?? []) {
-      const isSaid = readers.some((each) => readPrompt(each.text, each.bound.map((one) => one.token)).said.has(bound.token));
+      const isSaid = readers.some((each) => readPrompt(each.text ?? "", each.bound.map((one) => one.token)).said.has(bound.token));
       if (!isSaid) silent.set(keyOf(bound.place), [...(silent.get(keyOf(bound.place)) ?? []), bound]);
     }
   }
