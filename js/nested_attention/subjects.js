@@ -6,6 +6,8 @@ import { readPrompt } from "./words.js";
 
 export const APPLY = "NestedAttention_Apply";
 export const SUBJECT = "NestedAttention_Subject";
+export const RECORD = "NestedAttention_RecordMaps";
+export const MAPS = "NestedAttention_ShowMaps";
 export const ENCODE = "NestedAttention_EncodeSubject";
 export const BINDING = "NESTED_ATTENTION_BINDING";
 const BINDERS = ["NestedAttention_BindSubject", SUBJECT];

@@ -211,3 +211,24 @@ class TestThumbnails:
     def test_what_is_no_jpeg_is_not_shown(self, sdxl):
         subject = replace(sdxl.subject(), thumbnail=base64.b64encode(b"GIF89a").decode())
         assert pack.node("BindSubject").execute(subject=subject).ui is None
+
+
+def test_layers_of_maps_are_transparent_pictures_of_their_own_kind(temporary):
+    maps, sites = pack.module("nested_core.maps"), pack.module("nested_core.sites")
+    record = maps.MapRecord(maps.RecordPlan())
+    record.begin(1)
+    seen = torch.zeros(4, 6, dtype=torch.float16)
+    seen[1, 5] = 0.25
+    site = sites.AttentionSite("middle", 0, 0)
+    record.add(maps.SiteMap(0, 1, site, 0, "<anna>", seen))
+    shown = pack.module("nodes.bridge.shown").show_overlays(record)
+    ((key, (layer,)),) = shown.items()
+    assert key == "nested_attention_overlays"
+    assert (layer["picture"], layer["token"]) == (0, "<anna>")
+    with Image.open(temporary / layer["subfolder"] / layer["filename"]) as picture:
+        assert picture.mode == "RGBA"
+        cover = np.asarray(picture)[..., 3]
+        assert cover.shape == (4, 6)
+        assert cover[1, 5] > 200
+        assert cover.sum() == cover[1, 5]
+        assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((5, 1))) == layer["colour"]
