@@ -124,7 +124,9 @@ class Page:
     def later(self, text: str, *arguments: Any) -> Any:
         """A script that ends by calling `done`."""
         count = len(arguments)
-        return self.driver.execute_async_script(f"const done = arguments[{count}]; {text}", *arguments)
+        return self.driver.execute_async_script(
+            f"const done = arguments[{count}]; {text}", *arguments
+        )
 
     def wait(self, text: str, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
@@ -134,7 +136,9 @@ class Page:
             time.sleep(0.2)
 
     def open(self, workflow: dict[str, Any]) -> None:
-        self.later("app.loadGraphData(arguments[0], true, true, 'tour').then(() => done())", workflow)
+        self.later(
+            "app.loadGraphData(arguments[0], true, true, 'tour').then(() => done())", workflow
+        )
 
     def run(self) -> None:
         self.script(
@@ -168,7 +172,8 @@ class Page:
             "const [left, top, right, bottom] = app.graph.nodes.reduce(([a, b, c, d], {pos, size}) =>"
             " [Math.min(a, pos[0]), Math.min(b, pos[1] - 40), Math.max(c, pos[0] + size[0]),"
             " Math.max(d, pos[1] + size[1])], [1e9, 1e9, -1e9, -1e9]);"
-            "const scale = Math.min((innerWidth - 100) / (right - left), (innerHeight - 160) / (bottom - top));"
+            "const scale = Math.min((innerWidth - 100) / (right - left),"
+            " (innerHeight - 160) / (bottom - top));"
             "app.canvas.ds.scale = scale; app.canvas.ds.offset = [80 / scale - left, 100 / scale - top];"
             "app.canvas.setDirty(true, true)"
         )

@@ -64,10 +64,10 @@ def test_from_a_plain_graph_to_a_picture_of_somebody(server, page):  # noqa: F81
 
     # Its word, from the list under the cursor.
     field = page.execute_script(
-        "const node = app.graph.nodes.find((each) => each.widgets?.some((one) => one.value === 'a photo of'));"
+        "const node = app.graph.nodes.find((each) => each.widgets?.some((one) => one.value === arguments[0]));"
         "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node); app.canvas.setDirty(true, true);"
-        "const field = [...document.querySelectorAll('textarea')].find((each) => each.value === 'a photo of');"
-        "return field"
+        "return [...document.querySelectorAll('textarea')].find((each) => each.value === arguments[0])",
+        "a photo of",
     )
     time.sleep(1)
     page.execute_script("arguments[0].focus(); arguments[0].setSelectionRange(1e4, 1e4)", field)
