@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blueprint_graphs import APPLY, SEPARATION, SUBJECT, flat_graph, plain_graph
 from graph_to_api import api_prompt
 from PIL import Image
 from serving import ROOT
 from test_page import _wait_until, page  # noqa: F401
 from test_page import pytestmark as in_the_page
-from tiny_graphs import one_photograph
+from tiny_graphs import Prompt
 
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
-APPLY, SUBJECT = "NestedAttention_Apply", "NestedAttention_Subject"
 INSIDE, OUTSIDE = -10, -20  # the ids of a subgraph's own nodes for its inputs and outputs
 
 _FILES = {"encoder_name": "COMBO", "clip_vision_name": "COMBO"}
@@ -36,7 +36,6 @@ PUBLIC = {
         {**_of_both(_WORDS), **_FILES},
     ),
 }
-SEPARATION = {"Personalise": 0.0, "Two subjects": 0.8}
 each_blueprint = pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 
 
@@ -166,50 +165,6 @@ def test_what_is_inside_agrees_with_the_nodes(server, path):
 
 # --- in the page
 
-Prompt = dict[str, dict[str, Any]]
-_CAST = (
-    {"token": "<anna>", "noun": "woman", "fidelity": 0.7},
-    {"token": "<rex>", "noun": "dog", "fidelity": 0.4},
-)
-_PHOTOGRAPHS = ("anna photo", "rex photo")
-
-
-def _flat(name: str, seed: int) -> Prompt:
-    """The nodes of the blueprint, each by itself in the graph."""
-    prompt = one_photograph()
-    prompt["latent"]["inputs"].update(width=64, height=64)
-    prompt["sampler"]["inputs"].update(seed=seed, steps=2)
-    prompt["save"]["inputs"]["filename_prefix"] = f"{name} {seed}"
-    count = len(PUBLIC[name][0]) // 2 - 1
-    tokens = [each["token"] for each in _CAST[:count]]
-    prompt["positive"]["inputs"]["text"] = f"a photo of {' and '.join(tokens)}"
-    first = prompt.pop("subject")
-    prompt["rex photo"] = {"class_type": "LoadImage", "inputs": {"image": "rex.jpg"}}
-    prompt["apply"]["inputs"]["separation"] = SEPARATION[name]
-    for number, (photograph, cast) in enumerate(zip(_PHOTOGRAPHS[:count], _CAST, strict=False)):
-        inputs = {**first["inputs"], **cast, "image": [photograph, 0]}
-        prompt[f"subject {number}"] = {"class_type": SUBJECT, "inputs": inputs}
-        prompt["apply"]["inputs"][f"bindings.binding_{number}"] = [f"subject {number}", 0]
-    return prompt
-
-
-def _plain(prompt: Prompt) -> Prompt:
-    """The same graph before the pack's nodes came into it."""
-    ours = {key for key, entry in prompt.items() if entry["class_type"] in (APPLY, SUBJECT)}
-    return {
-        key: {
-            **entry,
-            "inputs": {
-                name: ["checkpoint", value[1]]
-                if isinstance(value, list) and value[0] in ours
-                else value
-                for name, value in entry["inputs"].items()
-            },
-        }
-        for key, entry in prompt.items()
-        if key not in ours
-    }
-
 
 def _pixels(server, image: dict[str, str]) -> np.ndarray:
     with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as file:
@@ -290,8 +245,8 @@ def test_a_dropped_blueprint_draws_what_its_nodes_draw(server, page, name, vue):
         "app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on).then(() => done())",
         vue,
     )
-    flat = _flat(name, seed=41 + vue)
-    plain = _plain(flat)
+    flat = flat_graph(name, seed=41 + vue)
+    plain = plain_graph(flat)
     page.execute_async_script(
         "const [api, done] = arguments;"
         "Promise.resolve(app.loadApiJson(api, 'plain')).then(() => done())",
