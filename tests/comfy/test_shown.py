@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.utils
 import folder_paths
 import numpy as np
 import pack
@@ -104,6 +105,14 @@ class TestEncodeSubject:
         mean = np.array(preprocess.CLIP_MEAN) * 255
         assert np.abs(picture[:, -8:] - mean).max() <= 1
         assert np.abs(picture[12:16, 8:11] - mean).max() > 20
+
+    def test_progress_counts_the_photographs(self, sdxl, monkeypatch):
+        seen = []
+        hook = lambda value, total, *_args, **_more: seen.append((value, total))  # noqa: E731
+        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+        _encode(sdxl, image=_image(references=3))
+        assert seen[0] == (1, 3)  # ComfyUI leaves out what comes too fast
+        assert seen[-1] == (3, 3)
 
     def test_the_output_is_what_it_was_without_a_page(self, sdxl, temporary):
         shown = _encode(sdxl)

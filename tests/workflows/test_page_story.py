@@ -64,7 +64,7 @@ def test_from_a_plain_graph_to_a_picture_of_somebody(server, page):  # noqa: F81
 
     # Its word, from the list under the cursor.
     field = page.execute_script(
-        "const node = app.graph.nodes.find((each) => each.widgets?.some((one) => one.value === arguments[0]));"
+        "const node = app.graph.nodes.find((e) => e.widgets?.some((one) => one.value === arguments[0]));"
         "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node); app.canvas.setDirty(true, true);"
         "return [...document.querySelectorAll('textarea')].find((each) => each.value === arguments[0])",
         "a photo of",
