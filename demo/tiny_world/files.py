@@ -27,7 +27,7 @@ def weights_file(folder: Path, name: str) -> Path:
         raise MissingWeightsError(
             f"{path}: there is no such file. Expected {BASE_FILE}, {VISION_FILE} and {ENCODER_FILE} "
             f"in {folder}. Restore them from the repository, or train them with "
-            "`python dev.py exec --tools demo/tiny_world/train.py --preset cpu --output FOLDER` "
+            "`python dev.py exec --tools lab/train.py --preset cpu --output FOLDER` "
             f"and set {FOLDER_VARIABLE} to FOLDER."
         )
     return path

@@ -111,19 +111,14 @@ class TinyWorld(comfy.supported_models.SD15):
         return False
 
 
-class TextEncoder(comfy.sd1_clip.SDClipModel):
+class TextEncoder(comfy.sd1_clip.SD1CheckpointClipModel):
     """ComfyUI's CLIP-L, with tokens of zero behind the end of the text: padding says nothing."""
 
     def __init__(
         self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None
     ) -> None:
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            return_projected_pooled=False,
-            zero_out_masked=True,
-            model_options=model_options or {},
-        )
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {})
+        self.zero_out_masked = True
 
 
 class ClipModel(comfy.sd1_clip.SD1ClipModel):

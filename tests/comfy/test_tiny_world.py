@@ -17,15 +17,18 @@ pytest.importorskip("accelerate")
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
 sys.path += [str(ROOT), str(ROOT / "demo")]
 from safetensors.torch import load_file  # noqa: E402
-from tiny_world import data, gate, models, train, world  # noqa: E402
-from tiny_world.base_training import (  # noqa: E402
+from tiny_world import models, world  # noqa: E402
+
+from lab.training import data, text_gain  # noqa: E402
+from lab.training.base_model import (  # noqa: E402
     BaseTrainer,
     BaseTraining,
     base_loss,
     untrained_model,
 )
-from tiny_world.host import BaseModel, TinyWorldHost, vision_model  # noqa: E402
-
+from lab.training.encoder import encoder_config, train_encoder  # noqa: E402
+from lab.training.host import BaseModel, TinyWorldHost, vision_model  # noqa: E402
+from nested_core.training.engine import make_accelerator  # noqa: E402
 from nested_core.training.protocol import SUBJECT, Caption, Data, Host, Stripe  # noqa: E402
 
 
@@ -203,11 +206,11 @@ def test_comfyui_samples_at_the_times_that_were_trained(weights) -> None:
 
 def test_the_base_models_run_goes_on_bit_for_bit(tmp_path) -> None:
     settings = BaseTraining(
-        steps=4, batch_size=2, warmup_steps=1, save_every=100, log_every=1, gate_every=100
+        steps=4, batch_size=2, warmup_steps=1, save_every=100, log_every=1, text_gain_every=100
     )
 
     def run(name: str, examples=data.base_examples) -> bool:
-        accelerator = train.make_accelerator(train.encoder_config(tmp_path))
+        accelerator = make_accelerator(encoder_config(tmp_path))
         trainer = BaseTrainer(settings, tmp_path / name, accelerator, examples=examples)
         finished = trainer.run()
         accelerator.free_memory()
@@ -233,10 +236,10 @@ def test_the_base_models_run_goes_on_bit_for_bit(tmp_path) -> None:
 
 
 def test_a_subject_changes_the_prediction_and_trains(weights, tmp_path) -> None:
-    config = train.encoder_config(
+    config = encoder_config(
         tmp_path / "run", steps=2, batch_size=2, warmup_steps=0, learning_rate=1e-2
     )
-    assert train.train_encoder(config, TinyWorldHost(weights)) == 0
+    assert train_encoder(config, TinyWorldHost(weights)) == 0
     encoder = load_file(tmp_path / "run" / models.ENCODER_FILE)
     own = dict(load_file(weights / models.BASE_FILE))
     started_as = own["unet.middle_block.1.transformer_blocks.0.attn2.to_v.weight"]
@@ -244,7 +247,7 @@ def test_a_subject_changes_the_prediction_and_trains(weights, tmp_path) -> None:
     assert 0.0 < (trained - started_as).abs().max() < 0.1
 
 
-def test_the_gate_measures_on_and_off_the_subject(monkeypatch) -> None:
+def test_the_text_gain_is_measured_on_and_off_the_subject(monkeypatch) -> None:
     model = SimpleNamespace()
 
     def knows_everything_but_colours(_: object, captions: list[str]) -> torch.Tensor:
@@ -253,17 +256,18 @@ def test_the_gate_measures_on_and_off_the_subject(monkeypatch) -> None:
         return right if named else right + 0.1 * believed["masks"][..., None]
 
     believed: dict[str, torch.Tensor] = {}
-    generator = np.random.default_rng(gate.UNSEEN)
+    generator = np.random.default_rng(text_gain.UNSEEN)
     casts = [data.random_cast(generator, 1) for _ in range(8)]
     scenes = [world.random_scene(generator, "photo") for _ in casts]
     pictures = [world.draw(*each) for each in zip(casts, scenes, strict=True)]
     believed["right"] = torch.tensor(np.stack(pictures))
     masks = [world.subject_mask(cast[0]) for cast in casts]
     believed["masks"] = torch.tensor(np.stack(masks)).float()
-    monkeypatch.setattr(gate, "_believed", knows_everything_but_colours)
-    found = gate.hearing(model, count=8)  # type: ignore[arg-type]
-    assert found["subject_none"] == pytest.approx(20.0, abs=1e-3)
-    assert found["background_none"] == found["background_all"] == found["subject_all"] == 100.0
+    monkeypatch.setattr(text_gain, "_believed", knows_everything_but_colours)
+    figures = text_gain.text_gain(model, count=8)  # type: ignore[arg-type]
+    assert figures["subject_none"] == pytest.approx(20.0, abs=1e-3)
+    assert figures["background_none"] == figures["background_all"] == 100.0
+    assert figures["subject_all"] == 100.0
 
 
 def test_the_base_loss_weighs_the_subjects_more() -> None:

@@ -19,17 +19,22 @@ pytest.importorskip("accelerate")
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
 sys.path += [str(ROOT), str(ROOT / "demo")]
 from random_world import random_weights  # noqa: E402
-from tiny_world import evaluate, models, world  # noqa: E402
-from tiny_world.evaluation import ablation_training, decoupled, methods, running, scores  # noqa: E402
-from tiny_world.evaluation.ablations import ABLATIONS, TrainingNeededError  # noqa: E402
-from tiny_world.evaluation.methods import METHODS, SHIPPED, Decoupled, Nested  # noqa: E402
-from tiny_world.evaluation.orders import sitter, sitters  # noqa: E402
-from tiny_world.evaluation.parts import Parts  # noqa: E402
-from tiny_world.evaluation.report import BEGIN, END, conclusions_of  # noqa: E402
-from tiny_world.evaluation.running import Evaluation  # noqa: E402
-from tiny_world.evaluation.scores import Scores, difference, estimate, measure  # noqa: E402
-from tiny_world.evaluation.studio import Sampling, Studio, run_node  # noqa: E402
+from tiny_world import models, world  # noqa: E402
 
+from lab import evaluate  # noqa: E402
+from lab.ablations import decoupled, training  # noqa: E402
+from lab.ablations.encoders import ABLATIONS  # noqa: E402
+from lab.ablations.trained import TrainingNeededError  # noqa: E402
+from lab.drawing import evaluation as drawn_evaluation  # noqa: E402
+from lab.drawing import methods  # noqa: E402
+from lab.drawing.evaluation import Evaluation  # noqa: E402
+from lab.drawing.methods import METHODS, SHIPPED, Decoupled, Nested  # noqa: E402
+from lab.drawing.picture_files import PictureFiles  # noqa: E402
+from lab.drawing.studio import Sampling, Studio, run_node  # noqa: E402
+from lab.measures import scores  # noqa: E402
+from lab.measures.scores import Scores, difference, estimate, measure  # noqa: E402
+from lab.report.page import BEGIN, END, conclusions_of  # noqa: E402
+from lab.subjects.held_out import held_out_subject, held_out_subjects  # noqa: E402
 from nested_core.attention import ValueNorm  # noqa: E402
 from nested_core.training.protocol import SUBJECT, Caption  # noqa: E402
 from nested_core.training.subjects import NestedSubjects  # noqa: E402
@@ -61,29 +66,30 @@ def evaluation(tmp_path, weights) -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    "method", [METHODS["none"], METHODS["named"], NESTED, DECOUPLED], ids=lambda each: each.name
+    "method", [METHODS["none"], METHODS["named"], NESTED, DECOUPLED], ids=lambda one: one.name
 )
 def test_a_batch_of_several_identities_is_that_many_single_runs(studio, encoder, method) -> None:
-    cast = [replace(each, orders=each.orders[:2]) for each in sitters(5, 3)]
-    together = methods.draw(studio, method, encoder, cast)
+    subjects = [replace(one, prompts=one.prompts[:2]) for one in held_out_subjects(5, 3)]
+    together = methods.draw(studio, method, encoder, subjects)
     assert together.shape == (6, 32, 32, 3)
     alone = [
-        methods.draw(studio, method, encoder, [replace(each, orders=(order,))])[0]
-        for each in cast
-        for order in each.orders
+        methods.draw(studio, method, encoder, [replace(subject, prompts=(prompt,))])[0]
+        for subject in subjects
+        for prompt in subject.prompts
     ]
     assert np.abs(together - np.stack(alone)).max() < 1e-4
     assert len({picture.tobytes() for picture in together}) == 6
 
 
 def test_the_methods_draw_different_pictures_of_the_same_noise(studio, encoder) -> None:
-    cast = [replace(sitter(5, 0), orders=sitter(5, 0).orders[:1])]
+    subject = held_out_subject(5, 0)
+    subjects = [replace(subject, prompts=subject.prompts[:1])]
     chosen = (METHODS["none"], METHODS["named"], NESTED, DECOUPLED)
-    drawn = [methods.draw(studio, method, encoder, cast) for method in chosen]
+    drawn = [methods.draw(studio, method, encoder, subjects) for method in chosen]
     for index, pictures in enumerate(drawn):
         assert all(np.abs(pictures - other).mean() > 1e-4 for other in drawn[:index])
     for method in (replace(NESTED, strength=0.0), replace(DECOUPLED, strength=0.0)):
-        assert np.abs(methods.draw(studio, method, encoder, cast) - drawn[0]).max() < 1e-5
+        assert np.abs(methods.draw(studio, method, encoder, subjects) - drawn[0]).max() < 1e-5
 
 
 def test_a_row_is_what_the_ksampler_node_draws_of_the_same_noise(
@@ -91,11 +97,11 @@ def test_a_row_is_what_the_ksampler_node_draws_of_the_same_noise(
 ) -> None:
     import comfy.sample
 
-    (order, *_), cast = sitter(5, 0).orders, sitter(5, 0)
-    ours = methods.draw(studio, NESTED, encoder, [cast])[0]
-    noise = torch.from_numpy(order.noise(48, 8, 8))[None]
+    subject = held_out_subject(5, 0)
+    ours = methods.draw(studio, NESTED, encoder, [subject])[0]
+    noise = torch.from_numpy(subject.prompts[0].noise(48, 8, 8))[None]
     monkeypatch.setattr(comfy.sample, "prepare_noise", lambda *_: noise)
-    model, clip, captions = NESTED.prepare(studio, encoder, [cast])
+    model, clip, captions = NESTED.prepare(studio, encoder, [subject])
     latent = run_node("EmptyLatentImage", width=32, height=32, batch_size=1)[0]
     positive, negative = (
         run_node("CLIPTextEncode", clip=clip, text=t)[0] for t in (captions[0], "")
@@ -124,30 +130,30 @@ def test_the_decoupled_patch_is_the_formula_on_conditional_rows(kinds) -> None:
     q, k, v = (torch.randn(rows * len(kinds), n, 32, generator=draws) for n in (9, 7, 7))
     kn, vn = (torch.randn(rows, 5, 32, generator=draws) for _ in range(2))
     options = {"n_heads": heads, "attn_precision": None, "cond_or_uncond": kinds}
-    found = decoupled.DecoupledSite(kn, vn, 0.6)(q, k, v, options)
+    out = decoupled.DecoupledSite(kn, vn, 0.6)(q, k, v, options)
 
     def attention(q, k, v):
-        out = []
+        by_head = []
         for part in (slice(head * width, (head + 1) * width) for head in range(heads)):
             a = (q[:, part].double() @ k[:, part].double().T / math.sqrt(width)).softmax(-1)
-            out.append(a @ v[:, part].double())
-        return torch.cat(out, dim=1)
+            by_head.append(a @ v[:, part].double())
+        return torch.cat(by_head, dim=1)
 
     for row in range(len(q)):
         expected = attention(q[row], k[row], v[row])
         if kinds[row // rows] == 0:
             expected = expected + 0.6 * attention(q[row], kn[row % rows], vn[row % rows])
-        assert scenes.relative_difference(found[row], expected) < 1e-5
+        assert scenes.relative_difference(out[row], expected) < 1e-5
 
 
 def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weights) -> None:
-    (cast,) = sitters(5, 1)
-    host = ablation_training.DecoupledHost(weights)
-    tokens = studio.encode_subject(encoder, cast.photograph).tokens
+    subject = held_out_subject(5, 0)
+    (prompt, *_), kind = subject.prompts, subject.identity.kind
+    host = training.DecoupledHost(weights)
+    tokens = studio.encode_subject(encoder, subject.photograph).tokens
     keys_values = {site.path: encoder.project(site, tokens[None]) for site in encoder.site_dims}
-    caption = Caption(cast.orders[0].caption(SUBJECT), cast.identity.kind)
-    text = host.encode_captions([caption], [])
-    noisy, sigma = torch.from_numpy(cast.orders[0].noise(1, 48, 8, 8)), torch.tensor([0.7])
+    text = host.encode_captions([Caption(prompt.caption(SUBJECT), kind)], [])
+    noisy, sigma = torch.from_numpy(prompt.noise(1, 48, 8, 8)), torch.tensor([0.7])
     subjects = NestedSubjects(keys_values, text.positions, ValueNorm())
     told = host.schedule.times_told(sigma)
     prediction = host.predict(noisy, told, text, subjects)
@@ -163,35 +169,34 @@ def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weight
 
 
 def test_scores_are_those_computed_by_hand() -> None:
-    (cast,) = sitters(0, 1)
-    masks = np.stack([order.mask for order in cast.orders])[..., None]
-    right = np.stack([order.right for order in cast.orders])
-    inward = np.where(right < 0.5, 1.0, -1.0)  # so that nothing leaves [0, 1]
-    found = measure([cast], (right + inward * np.where(masks, 0.1, 0.01)).astype(np.float32)[None])
-    assert found.subject_psnr == pytest.approx(np.full((1, 4), 20.0), abs=1e-4)
-    assert found.background_psnr == pytest.approx(np.full((1, 4), 40.0), abs=1e-3)
+    subject = held_out_subject(0, 0)
+    masks = np.stack([prompt.mask for prompt in subject.prompts])[..., None]
+    targets = np.stack([prompt.target for prompt in subject.prompts])
+    inward = np.where(targets < 0.5, 1.0, -1.0)  # so that nothing leaves [0, 1]
+    pictures = (targets + inward * np.where(masks, 0.1, 0.01)).astype(np.float32)
+    measured = measure([subject], pictures[None])
+    assert measured.subject_psnr == pytest.approx(np.full((1, 4), 20.0), abs=1e-4)
+    assert measured.background_psnr == pytest.approx(np.full((1, 4), 40.0), abs=1e-3)
     share = masks.mean(axis=(1, 2, 3))
     whole = -10.0 * np.log10(share * 0.1**2 + (1.0 - share) * 0.01**2)
-    assert found.picture_psnr[0] == pytest.approx(whole, abs=1e-3)
-    assert found.style_obeyed.tolist() == [[1.0] * 4]
+    assert measured.picture_psnr[0] == pytest.approx(whole, abs=1e-3)
+    assert measured.style_obeyed.tolist() == [[1.0] * 4]
     assert scores.psnr_of_mean_error(np.array([10.0, 20.0])) == pytest.approx(12.5964, abs=1e-4)
 
 
 def test_a_subject_in_the_wrong_style_disobeys() -> None:
-    (cast,) = sitters(0, 1)
-    pictures = np.stack([order.in_style("photo") for order in cast.orders])
-    obeyed = measure([cast], pictures[None]).style_obeyed[0]
+    subject = held_out_subject(0, 0)
+    pictures = np.stack([prompt.target_in_style("photo") for prompt in subject.prompts])
+    obeyed = measure([subject], pictures[None]).style_obeyed[0]
     assert obeyed.tolist() == [float(style == "photo") for style in world.STYLES]
 
 
 def test_intervals_are_of_means_over_identities() -> None:
     values = np.random.default_rng(4).normal(7.0, 2.0, 400)
-    found = estimate(values)
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(
-        (found.mean - half, found.mean + half), abs=0.02
-    )
+    interval = estimate(values)
+    mean, half = values.mean(), 1.96 * values.std() / math.sqrt(len(values))
+    assert interval.mean == pytest.approx(mean)
+    assert (interval.low, interval.high) == pytest.approx((mean - half, mean + half), abs=0.02)
     table = np.repeat(values[:, None], 4, axis=1)
     one, other = Scores(*[table + 1.0] * 4), Scores(*[table[:100]] * 4)
     gain = difference(one, other, "subject_psnr")
@@ -199,29 +204,31 @@ def test_intervals_are_of_means_over_identities() -> None:
 
 
 def test_identities_are_their_own_whatever_the_number() -> None:
-    assert [each.identity for each in sitters(0, 2)] == [each.identity for each in sitters(0, 5)][
-        :2
+    first, second = held_out_subjects(0, 2)
+    assert [one.identity for one in held_out_subjects(0, 5)][:2] == [
+        first.identity,
+        second.identity,
     ]
-    assert sitter(0, 1).identity != sitter(1, 1).identity != sitter(0, 0).identity
-    noises = [
-        order.noise(3).tobytes() for each in (*sitters(0, 2), sitter(1, 0)) for order in each.orders
-    ]
-    assert len(set(noises)) == 12
-    for order, style in zip(sitter(0, 0).orders, world.STYLES, strict=True):
-        assert order.scene.style == style
-        assert not set(order.caption("<s0>").split()) & set(world.PALETTE)
-        assert set(order.full_caption().split()) & set(world.PALETTE)
+    of_another_seed = held_out_subject(1, 1)
+    assert second.identity != of_another_seed.identity != first.identity
+    subjects = (first, second, held_out_subject(1, 0))
+    noises = {prompt.noise(3).tobytes() for one in subjects for prompt in one.prompts}
+    assert len(noises) == 12
+    for prompt, style in zip(first.prompts, world.STYLES, strict=True):
+        assert prompt.scene.style == style
+        assert not set(prompt.caption("<s0>").split()) & set(world.PALETTE)
+        assert set(prompt.full_caption().split()) & set(world.PALETTE)
 
 
 def test_pictures_on_disk_are_those_drawn(tmp_path) -> None:
-    parts = Parts(tmp_path, "method", {"seed": 1})
+    files = PictureFiles(tmp_path, "method", {"seed": 1})
     pictures = np.random.default_rng(0).random((18, 4, 32, 32, 3), np.float32)
-    assert parts.missing(18) == [range(16), range(16, 18)]
-    parts.write(range(16, 18), pictures[16:])
-    assert parts.missing(18) == [range(16)]
-    parts.write(range(16), pictures[:16])
-    assert np.abs(parts.read(18) - pictures).max() <= 0.5 / 255 + 1e-6
-    assert Parts(tmp_path, "method", {"seed": 2}).missing(16) == [range(16)]
+    assert files.missing(18) == [range(16), range(16, 18)]
+    files.write(range(16, 18), pictures[16:])
+    assert files.missing(18) == [range(16)]
+    files.write(range(16), pictures[:16])
+    assert np.abs(files.read(18) - pictures).max() <= 0.5 / 255 + 1e-6
+    assert PictureFiles(tmp_path, "method", {"seed": 2}).missing(16) == [range(16)]
 
 
 def test_what_is_there_is_neither_drawn_nor_trained_again(evaluation, monkeypatch) -> None:
@@ -233,9 +240,9 @@ def test_what_is_there_is_neither_drawn_nor_trained_again(evaluation, monkeypatc
         raise AssertionError("drawn, trained or loaded again")
 
     for module, name in (
-        (running, "draw"),
-        (running, "Studio"),
-        (ablation_training, "train_ablation"),
+        (drawn_evaluation, "draw"),
+        (drawn_evaluation, "Studio"),
+        (training, "train_ablation"),
     ):
         monkeypatch.setattr(module, name, never)
     again = replace(evaluation)
@@ -249,13 +256,13 @@ def test_what_is_there_is_neither_drawn_nor_trained_again(evaluation, monkeypatc
 def test_a_stopped_evaluation_goes_on_with_the_part_it_had_begun(evaluation, monkeypatch) -> None:
     drawn: list[int] = []
 
-    def draw(studio, method, encoder, cast):
+    def draw(studio, method, encoder, subjects):
         if len(drawn) == 9:  # the first of the second part's two batches is done
             raise InterruptedError
-        drawn.append(len(cast))
-        return np.zeros((4 * len(cast), 32, 32, 3), np.float32)
+        drawn.append(len(subjects))
+        return np.zeros((4 * len(subjects), 32, 32, 3), np.float32)
 
-    monkeypatch.setattr(running, "draw", draw)
+    monkeypatch.setattr(drawn_evaluation, "draw", draw)
     with pytest.raises(InterruptedError):
         evaluation.pictures(METHODS["none"], 20)
     drawn[:] = []
@@ -272,7 +279,7 @@ def test_a_missing_ablation_without_the_trainers_tools_is_an_error(evaluation, m
 def test_every_method_has_an_encoder_that_can_be_had() -> None:
     encoders = {method.encoder for method in METHODS.values()}
     assert encoders == {None, SHIPPED, *ABLATIONS}
-    assert [each.name for each in methods.chosen(["shipped", "main"])] == ["none", "named", SHIPPED]
+    assert [one.name for one in methods.chosen(["shipped", "main"])] == ["none", "named", SHIPPED]
     counts = [methods.identities_for(METHODS[name], 256) for name in ("named", "nested_4")]
     assert counts == [256, 64]
 

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 import nodes as host_nodes
 
-sys.path.append(str(pack.ROOT / "demo"))
-from tiny_world import host, models, world
+sys.path += [str(pack.ROOT), str(pack.ROOT / "demo")]
+from tiny_world import models, world
 
+from lab.training import host
 from nested_core.attention import ValueNorm
 from nested_core.checkpoint import load_encoder, save_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig

@@ -18,7 +18,7 @@ MEGABYTE = 1_000_000
 # All that ComfyUI, its front end and the trainer read. Not all of them need exist.
 NEEDED_FOLDERS = ("nodes", "nested_core", "js", "locales", "example_workflows", "subgraphs")
 NEEDED_FILES = ("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
-DEVELOPERS = ("tests", "benchmarks", "demo", "devtools", "dev.py", ".ci", ".github")
+DEVELOPERS = ("tests", "benchmarks", "demo", "lab", "devtools", "dev.py", ".ci", ".github")
 
 
 def git_files(*options: str) -> set[str]:

@@ -1,1 +1,0 @@
-"""What encoders are worth, measured in the tiny world, where every prompt has one right answer."""

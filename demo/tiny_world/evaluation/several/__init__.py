@@ -1,1 +1,0 @@
-"""Scenes of several subjects: is each itself, or are they mixed?"""

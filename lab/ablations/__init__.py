@@ -1,0 +1,1 @@
+"""What the shipped encoder is compared with, and how that is trained."""

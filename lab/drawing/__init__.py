@@ -1,0 +1,1 @@
+"""Pictures drawn through ComfyUI by each method, and kept on disk."""

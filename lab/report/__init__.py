@@ -1,0 +1,1 @@
+"""The page docs/evaluation.md and its figures."""

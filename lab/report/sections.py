@@ -1,0 +1,206 @@
+"""The report's sections, each from the results alone; empty where its methods were not measured."""
+
+from __future__ import annotations
+
+from tiny_world import world
+
+from ..ablations.encoders import ABLATIONS
+from ..drawing.methods import ABLATION_IDENTITIES, CURVES, MAIN, SHIPPED, STRENGTHS, at_strength
+from ..measures.scores import STYLES
+from .results import Results
+from .tables import by_style, of_method, overview, plain, table
+
+_MEANINGS = {
+    "none": "no personalisation: the noun in the token's place",
+    "named": "no pack; the prompt names the palette's colour of every part, in words",
+    "shipped": "this pack with the encoder in `demo/tiny_world/weights`",
+    "one_token": "one subject token: every pixel is given the same value",
+    "decoupled": "16 tokens with an attention of their own, added to that of the text (IP-Adapter's way)",
+    "nested_4": "nested attention, 4 tokens, each value as long as it comes",
+    "nested_16": "nested attention, 16 tokens",
+    "nested_64": "nested attention, 64 tokens",
+    "nested_16_scale_1": "16 tokens, each value made as long as the text's, head by head",
+    "nested_16_scale_2": "16 tokens, twice as long",
+    "nested_16_scale_4": "16 tokens, four times as long",
+}
+assert set(_MEANINGS) == {*(method.name for method in MAIN), *ABLATIONS}
+
+
+def introduction(results: Results) -> str:
+    """What this page is."""
+    return (
+        "# Evaluation\n\n"
+        "Does Nested Attention keep the subject *and* the prompt? In the tiny world (`demo/tiny_world`) "
+        "that is a question with an answer: a picture follows from an identity and a prompt, so for "
+        "every identity that nobody has seen and every prompt there is exactly one right picture, and "
+        "what was drawn is measured against it.\n\n"
+        "This page is written by `lab/evaluate.py`, except for the conclusions."
+    )
+
+
+def claims(results: Results) -> str:
+    """The paper's, beside what is measured here."""
+    return (
+        "The paper ([arXiv:2501.01407](https://arxiv.org/abs/2501.01407)) claims a balance: identity is "
+        "kept and the prompt is obeyed.\n\n"
+        + table(
+            ["claim", "measured by"],
+            [
+                [
+                    "a subject of many tokens, looked up anew by each pixel, is kept better than one "
+                    "value that is the same everywhere",
+                    "`nested_4`, `nested_16`, `nested_64` against `one_token`",
+                ],
+                [
+                    "a subject that speaks through its own word leaves the prompt its say; richer image "
+                    "conditions beside the text take it away",
+                    "`nested_16` against `decoupled`, at strength 1 and along the curve",
+                ],
+                [
+                    "values of a fixed length keep the balance (the authors' app has a factor of 2; that "
+                    "it is the length in text values is our reading)",
+                    "`nested_16_scale_1`, `_2`, `_4` against `nested_16`, which leaves lengths alone",
+                ],
+            ],
+            words=2,
+        )
+    )
+
+
+def method(results: Results) -> str:
+    """Everything that has to be known to read the figures."""
+    how, budget = results.evaluation.sampling, results.evaluation.budget
+    measured = {name: text for name, text in _MEANINGS.items() if name in results.scores}
+    return (
+        f"* **Pictures.** Identities come from seed {results.evaluation.seed}, in a range of random numbers "
+        "that training never uses. Each has one photograph (in photo style, somewhere) and one prompt "
+        f"in every style ({', '.join(world.STYLES)}), with place, background and prop drawn anew. The "
+        "prompt says everything but the identity. The same prompt starts from the same noise whatever "
+        "the method.\n"
+        "* **Through ComfyUI.** The pack as ComfyUI loads it, its nodes, its text encode node, what "
+        f"its KSampler calls ({how.sampler}, {how.scheduler}, {how.steps} steps, cfg {how.cfg:g}) and its "
+        "VAE decode node. Several identities share a batch; a test holds that to single runs.\n"
+        "* **Figures.** PSNR in dB, more is better, of each picture from its mean squared error; tables "
+        "have the mean over pictures. *Subject*: on the subject's pixels. *Background*: on all others. "
+        "*Style obeyed*: how often, among the right answers in all styles, the one in the style that was "
+        "asked for is the nearest on the subject's pixels. *Gain* and *change*: against `none`, identity by "
+        "identity.\n"
+        "* **Intervals** are 95 %, by bootstrap over identities. They do not contain what another run of "
+        "training would change.\n"
+        f"* **Ablations** differ in one respect and have the same budget: {budget['steps']} steps of "
+        f"{budget['batch_size']} samples, by the trainer of this repository, a part of the shipped "
+        "encoder's (`PRESETS` in `lab/train.py`). They and the curves are measured on the first "
+        f"{ABLATION_IDENTITIES} identities at most. Compare them with each other, not with `shipped`.\n\n"
+        + table(["method", "what it is"], [[f"`{n}`", text] for n, text in measured.items()], 2)
+    )
+
+
+def shipped(results: Results) -> str:
+    """What the shipped encoder gains, style by style."""
+    names = measured_main(results)
+    if SHIPPED not in names:
+        return ""
+    return (
+        f"{overview(results, names)}\n\n"
+        f"Subject, dB:\n\n{by_style(results, names, 'subject_psnr')}\n\n"
+        f"Background, dB:\n\n{by_style(results, names, 'background_psnr')}"
+    )
+
+
+def pictures(results: Results) -> str:
+    """What the picture of examples shows."""
+    return (
+        "The first person and the first dog of the seed in every style; nothing was picked. At the left "
+        "the photograph that the encoder saw, then the one right answer."
+    )
+
+
+def curve(results: Results) -> str:
+    """The balance when the strength changes."""
+    lines = [
+        [
+            f"`{name}`",
+            f"{strength:g}",
+            *(
+                plain(of_method(results, at_strength(name, strength), figure))
+                for figure in ("subject_psnr", "background_psnr", "picture_psnr")
+            ),
+            f"{100 * of_method(results, at_strength(name, strength), 'style_obeyed').mean:.1f} %",
+        ]
+        for name in measured_curves(results)
+        for strength in STRENGTHS
+    ]
+    if not lines:
+        return ""
+    return (
+        "Strength from 0 to 1.5; for `decoupled` it is IP-Adapter's scale. Up is more of the subject, right "
+        "more of the prompt. `nested_16` and `decoupled` have the same budget.\n\n"
+        + table(["", "strength", "subject", "background", "whole picture", "style obeyed"], lines)
+    )
+
+
+def ablations(results: Results) -> str:
+    """All of them beside each other."""
+    names = measured_ablations(results)
+    budget = results.evaluation.budget
+    if not names:
+        return ""
+    return (
+        f"Each trained for {budget['steps']} steps of {budget['batch_size']} samples.\n\n"
+        + overview(results, names)
+    )
+
+
+def everything(results: Results) -> str:
+    """Each method and style; the numbers of the JSON file."""
+    lines = [
+        [
+            f"`{name}`",
+            style,
+            *(
+                plain(of_method(results, name, figure, style))
+                for figure in ("subject_psnr", "background_psnr")
+            ),
+            str(scores.pictures_in(style)),
+        ]
+        for name, scores in results.scores.items()
+        for style in STYLES
+    ]
+    header = ["method", "style", "subject", "background", "pictures"]
+    return f"<details><summary>All methods, style by style</summary>\n\n{table(header, lines)}\n\n</details>"
+
+
+def repeat(results: Results) -> str:
+    """The commands."""
+    identities = max(scores.identities for scores in results.scores.values())
+    options = f"--identities {identities} --seed {results.evaluation.seed} --output evaluation"
+    script = "lab/evaluate.py"
+    return (
+        "Without training anything, the shipped encoder against `none` and `named`:\n\n"
+        f"    python dev.py exec {script} {options} --json evaluation.json\n\n"
+        "All of it, ablations trained first (`--tools` brings the trainer's dependencies), and this page:\n\n"
+        f"    python dev.py exec --tools {script} {options} \\\n"
+        "        --methods all --several 48 --json evaluation.json --report docs/evaluation.md\n\n"
+        "Interrupt it whenever you like: trainings have checkpoints, pictures are kept in parts of 16 "
+        "identities, and the same command goes on from there. Other methods may be trained and drawn at "
+        "the same time by a second command with the same output folder."
+    )
+
+
+def measured_main(results: Results) -> list[str]:
+    """The shipped encoder and what it is compared with."""
+    return [method.name for method in MAIN if method.name in results.scores]
+
+
+def measured_curves(results: Results) -> list[str]:
+    """Methods that were measured at every strength."""
+    return [
+        name
+        for name in CURVES
+        if all(at_strength(name, strength) in results.scores for strength in STRENGTHS)
+    ]
+
+
+def measured_ablations(results: Results) -> list[str]:
+    """In the order of their table."""
+    return [name for name in ABLATIONS if name in results.scores]
