@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from nested_core.training.ema import MovingAverage
+from nested_core.training.files import FigureLog
 from nested_core.training.loss import noise_prediction_loss, region_weights
-from nested_core.training.optimisers import learning_rate_factor, set_learning_rate
+from nested_core.training.optimiser import MovingAverage, learning_rate_factor, set_learning_rate
+from nested_core.training.processes import StopRequest
 from nested_core.training.protocol import Caption
-from nested_core.training.records import FigureLog
-from nested_core.training.stopping import StopRequest
 from nested_core.training.training_state import TrainingState
 
 from . import models

@@ -18,26 +18,28 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, is_tensorboard_available
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import save_encoder
+from ..checkpoint.weights import listing
 from ..encoder import Encoder
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainingConfig
-from .ema import MovingAverage
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_name
+from .config import TrainingConfig, check_same_run, write_settings
 from .errors import TrainingError
-from .files import together, writing
-from .generators import seed_generators
+from .files import FigureLog, writing
 from .initial import initial_encoder
 from .objective import Objective
-from .optimisers import learning_rate_factor, make_optimiser, set_learning_rate
+from .optimiser import (
+    MovingAverage,
+    learning_rate_factor,
+    make_optimiser,
+    set_learning_rate,
+)
+from .processes import StopRequest, run_on_all_processes, seed_generators
 from .protocol import SUBJECT, Batch, Data, Host, Stripe
-from .records import FigureLog, check_same_run, write_settings
 from .samples import Sampling, sample_grid, save_grid
-from .stopping import StopRequest
 from .subjects import KeyValueEncoder
-from .tensor_files import check_trained
 from .training_state import TrainingState
 
 ENCODER_FILE = "encoder.safetensors"
@@ -45,6 +47,10 @@ SETTINGS_FILE = "config.json"
 _FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SHOWN_SAMPLES = 4
+
+_DIVERGED_REMEDY = (
+    "Resume from the last checkpoint with a lower learning_rate or, with fp16, with bf16."
+)
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +149,7 @@ class Trainer:
             log.info("going on behind %s", checkpoint.name)
             if self.resume is None:
                 log.warning("%s holds no place in the data, which begins anew", checkpoint.name)
-        together(self.accelerator, self._open_folder)
+        run_on_all_processes(self.accelerator, self._open_folder)
         with writing(self.folder / "tensorboard"):
             self.accelerator.init_trackers("tensorboard")
 
@@ -260,8 +266,8 @@ class Trainer:
         mean = float(cast("Tensor", self.accelerator.reduce(loss, "mean")))
         if mean != mean or abs(mean) == float("inf"):
             raise TrainingError(
-                f"step {self.step}: the loss is {mean}, the training has diverged. Resume from the "
-                "last checkpoint with a lower learning_rate or, with fp16, with bf16."
+                f"step {self.step}: the loss is {mean}, the training has diverged. "
+                f"{_DIVERGED_REMEDY}"
             )
         samples = self.config.batch_size * self.config.accumulation * self.stripe.num_processes
         figures = {
@@ -299,7 +305,7 @@ class Trainer:
                 self.accelerator.device,
             )
         if self.accelerator.is_main_process:
-            save_grid(grid, self.folder / "samples" / f"step-{self.step:08d}.png")
+            save_grid(grid, self.folder / "samples" / f"{step_name(self.step)}.png")
             if self.accelerator.trackers:
                 tracker: Any = self.accelerator.get_tracker("tensorboard")
                 with writing(self.folder / "tensorboard"):
@@ -309,7 +315,9 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint, and the encoder file that the nodes load."""
-        together(self.accelerator, lambda: check_trained(self.step, self.state.plain_model))
+        run_on_all_processes(
+            self.accelerator, lambda: _check_finite(self.step, self.state.plain_model)
+        )
         if self.has_checkpoints:
             save_checkpoint(
                 self.state,
@@ -322,7 +330,7 @@ class Trainer:
         with self.average.in_place():
             # Views of the weights in place: to be written before those are exchanged again.
             weights = self.accelerator.get_state_dict(self.model)
-            together(self.accelerator, lambda: self._write_encoder(weights))
+            run_on_all_processes(self.accelerator, lambda: self._write_encoder(weights))
 
     def _write_encoder(self, weights: Any) -> None:
         if self.accelerator.is_main_process:
@@ -346,6 +354,16 @@ class Trainer:
         names = sorted({name for each in everywhere for name in each})
         if names:
             log.warning("%d unreadable files were skipped: %s", len(names), ", ".join(names))
+
+
+def _check_finite(step: int, model: nn.Module) -> None:
+    """Raises TrainingError where a weight is no number: earlier checkpoints are worth more."""
+    wrong = [name for name, each in model.named_parameters() if not bool(each.isfinite().all())]
+    if wrong:
+        raise TrainingError(
+            f"step {step}: the training has diverged, {listing('weights are no numbers', wrong)}. "
+            f"{_DIVERGED_REMEDY}"
+        )
 
 
 def _close(batches: Iterator[Batch]) -> None:

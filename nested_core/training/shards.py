@@ -38,7 +38,7 @@ from .examples import (
     make_example,
     seed_of,
 )
-from .files import shown
+from .files import short_repr
 from .protocol import Batch, Caption, Stripe
 from .readers import Failure, or_failure, read_batches
 
@@ -104,7 +104,7 @@ class ShardData:
         places: Any = resume.get("readers")
         if not isinstance(places, dict) or not set(places) <= set(map(str, range(readers))):
             raise TrainingError(
-                f"The checkpoint's place in the data: readers is {shown(places)}, expected places of "
+                f"The checkpoint's place in the data: readers is {short_repr(places)}, expected places of "
                 f"{readers} readers."
             )
         return {

@@ -20,12 +20,12 @@ from tiny_models import checkpoint_contents, tiny_settings, write_examples
 
 from nested_core.training.__main__ import main
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint
-from nested_core.training.config import TrainingConfig
+from nested_core.training.config import TrainingConfig, check_same_run
 from nested_core.training.engine import Trainer
 from nested_core.training.errors import TrainingError
+from nested_core.training.files import FigureLog
 from nested_core.training.host import load_host
 from nested_core.training.protocol import Stripe
-from nested_core.training.records import FigureLog, check_same_run
 from nested_core.training.sources import open_data
 
 WEIGHTS, AVERAGE, OPTIMISER = (f"{n}.safetensors" for n in ("model", "average-0", "optimizer"))
@@ -384,7 +384,7 @@ def test_an_earlier_versions_pickle_runs_no_code(trainer, old_checkpoint, mark, 
 def test_a_torch_that_cannot_be_trusted_opens_no_pickle(
     trainer, old_checkpoint, monkeypatch
 ) -> None:
-    monkeypatch.setattr("nested_core.training.optimiser_state._SAFE_TORCH", (99, 0))
+    monkeypatch.setattr("nested_core.training.optimiser._SAFE_TORCH", (99, 0))
     with pytest.raises(TrainingError, match=r"expected torch 2\.6 or newer"):
         load_checkpoint(trainer.state, old_checkpoint)
 

@@ -20,11 +20,10 @@ from torch.utils.data import Dataset
 from nested_core.training import engine
 from nested_core.training.__main__ import main
 from nested_core.training.checkpoints import latest_checkpoint
-from nested_core.training.config import TrainingConfig
+from nested_core.training.config import TrainingConfig, write_settings
 from nested_core.training.errors import TrainingError
-from nested_core.training.files import replace_file
+from nested_core.training.files import FigureLog, replace_file
 from nested_core.training.readers import read_batches
-from nested_core.training.records import FigureLog, write_settings
 
 resource = pytest.importorskip("resource")  # not on Windows
 

@@ -1,18 +1,69 @@
-"""The states of the generators that a process shares: torch's, Python's and numpy's.
+"""The processes of a run: their random generators, and how they end.
 
-Nothing random in this trainer comes from them; a base model or data of another kind may use them.
+Nothing random in this trainer comes from the generators that a process shares, which are torch's,
+Python's and numpy's; a base model or data of another kind may use them.
 """
+
+# accelerate is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from ..errors import NestedAttentionError
 from .errors import TrainingError
-from .files import shown
+from .files import short_repr
+
+
+def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Runs `action` in every process. Where it fails in one, all raise that one's error.
+
+    Else the others would wait, for ever, for one that has ended.
+    """
+    message = ""
+    try:
+        action()
+    except (NestedAttentionError, OSError) as error:
+        message = str(error)
+    messages: list[str] = gather_object([message])
+    for failure in filter(None, messages):
+        raise TrainingError(failure)
+
+
+class StopRequest:
+    """Remembers the first signal that asks this process to stop; a second Ctrl-C stops at once.
+
+    SIGTERM and Ctrl-C thus let the step end and the checkpoint be written.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._earlier[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
 
 
 def seed_generators(seed: int, process: int) -> None:
@@ -57,7 +108,7 @@ def restore_generators(where: str, states: dict[str, Any], device: torch.device)
             own.set_rng_state(_bytes(states["device"]))
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TrainingError(
-            f"{where}: holds no states of generators ({type(error).__name__}: {shown(str(error))}), "
+            f"{where}: holds no states of generators ({type(error).__name__}: {short_repr(str(error))}), "
             "expected those of Python, numpy and torch."
         ) from error
 
