@@ -24,12 +24,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nested_core.training.base_model import Caption
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from nested_core.training.files import FigureLog
 from nested_core.training.loss import noise_prediction_loss, region_weights
 from nested_core.training.optimiser import MovingAverage, learning_rate_factor, set_learning_rate
 from nested_core.training.processes import StopRequest
-from nested_core.training.protocol import Caption
+from nested_core.training.run_folder import FigureLog
 from nested_core.training.training_state import TrainingState
 
 from . import models
@@ -109,7 +109,7 @@ def base_loss(
     noise = torch.randn(latents.shape, generator=generator).to(device)
     alone = (torch.rand(len(latents), generator=generator) < settings.things_alone).to(device)
     noisy = SCHEDULE.mix(latents, noise, times)
-    prediction = model(noisy, SCHEDULE.times_told(times), rows, alone)
+    prediction = model(noisy, SCHEDULE.timesteps(times), rows, alone)
     grid = (latents.shape[-2], latents.shape[-1])
     weights = region_weights(batch.masks.to(device), settings.subject_weight, grid)
     target = SCHEDULE.target(latents, noise, times)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nested_core.preprocess import clip_pixels
-from nested_core.training.examples import seed_of
-from nested_core.training.protocol import SUBJECT, Batch, Caption, PictureSize, Stripe
+from nested_core.training.base_model import SUBJECT, Caption, PictureSize
+from nested_core.training.data.batches import Batch, Stripe
+from nested_core.training.data.examples import seed_of
 
 from . import world
 

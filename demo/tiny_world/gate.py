@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nested_core.training.protocol import Caption
+from nested_core.training.base_model import Caption
 
 from . import models, world
 from .data import random_cast

@@ -25,7 +25,8 @@ sys.path += [str(ROOT), str(ROOT / "demo")]
 import torch  # noqa: E402
 
 from nested_core.training.config import TrainingConfig  # noqa: E402
-from nested_core.training.engine import Trainer, make_accelerator  # noqa: E402
+from nested_core.training.processes import make_accelerator  # noqa: E402
+from nested_core.training.trainer import Trainer  # noqa: E402
 from tiny_world import models  # noqa: E402
 from tiny_world.base_training import BaseTrainer, BaseTraining  # noqa: E402
 from tiny_world.data import SubjectData  # noqa: E402

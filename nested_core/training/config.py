@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,20 +16,10 @@ from ..attention import ValueNorm, ValueNormMode
 from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
 from ..preprocess import CropMode
 from .errors import TrainingError
-from .files import read_object, replace_file, short_repr
 from .optimiser import LearningRateSchedule
 
 Precision = Literal["float32", "float16", "bfloat16"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
-
-# Settings that may differ when a run goes on. The others would make it another run.
-_MAY_CHANGE = frozenset(
-    "output base base_config image_encoder data workers steps batch_size accumulation "
-    "gradient_checkpointing deterministic learning_rate save_every keep save_precision log_every "
-    "tensorboard sample_every sample_prompts sample_steps guidance".split()
-)
-
-log = logging.getLogger(__name__)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -237,32 +226,3 @@ def _parser() -> argparse.ArgumentParser:
 def _default(setting: dataclasses.Field[Any]) -> Any:
     factory = setting.default_factory
     return setting.default if factory is dataclasses.MISSING else factory()
-
-
-def write_settings(config: TrainingConfig, path: Path) -> None:
-    """The settings, replacing the file when complete."""
-    replace_file(path, config.to_json().encode())
-
-
-def check_same_run(config: TrainingConfig, path: Path) -> None:
-    """Raises TrainingError where the settings are not those of the run that is to go on."""
-    if not path.exists():
-        log.warning("%s: is missing; whether the settings are the run's is not checked", path)
-        return
-    try:
-        earlier = read_object(path)
-    except TrainingError as error:
-        raise TrainingError(
-            f"{path.parent}: {error} The run's settings cannot be compared. If this run's are right, "
-            f"move {path.name} elsewhere: it is written anew."
-        ) from error
-    changed = [
-        f"{name} was {short_repr(earlier[name])}, is {short_repr(value)}"
-        for name, value in dataclasses.asdict(config).items()
-        if name in earlier and earlier[name] != value and name not in _MAY_CHANGE
-    ]
-    if changed:
-        raise TrainingError(
-            f"{path}: the run that is to go on had other settings: {'; '.join(changed)}. Set them "
-            "back, or begin a new run in another folder from this one's encoder (initial_encoder)."
-        )

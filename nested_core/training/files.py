@@ -1,7 +1,6 @@
 """Files of a run's folder: written whole or not at all, read without trusting them.
 
-JSON, tensors (safetensors: the same bytes for the same tensors) and the log. Every failure is one
-sentence.
+JSON, and tensors as safetensors: the same bytes for the same tensors. Every failure is one sentence.
 """
 
 from __future__ import annotations
@@ -175,36 +174,3 @@ def check_same_tensors(
             f"{where}: is not of this run's encoder, which has {len(expected)} tensors: "
             f"{'; '.join(wrong)}."
         )
-
-
-class FigureLog:
-    """`log.jsonl`: one JSON object a line, the step first."""
-
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        self.path = path
-        with writing(path):
-            if path.exists() and not path.is_file():
-                raise OSError("is no file")
-            content = path.read_bytes() if path.exists() else b""
-        # What an interrupted run wrote behind its last checkpoint is done again. A last line
-        # without an end is of a run that was killed while it wrote.
-        *lines, _ = content.split(b"\n")
-        kept = [line for line in lines if not _is_later(line, resumed_step)]
-        replace_file(path, b"".join(line + b"\n" for line in kept))
-
-    def write(self, step: int, figures: dict[str, Any]) -> None:
-        """Adds a line.
-
-        Raises:
-            TrainingError: the disk refuses.
-        """
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-
-
-def _is_later(line: bytes, step: int) -> bool:
-    """Whether a line is of a later step; one that cannot be read is kept as it is."""
-    try:
-        return bool(json.loads(line)["step"] > step)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return False

@@ -1,4 +1,4 @@
-"""The processes of a run: their random generators, and how they end.
+"""The processes of a run: how they begin, their random generators, and how they end.
 
 Nothing random in this trainer comes from the generators that a process shares, which are torch's,
 Python's and numpy's; a base model or data of another kind may use them.
@@ -10,20 +10,58 @@ Python's and numpy's; a base model or data of another kind may use them.
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_tensorboard_available
 
 from ..errors import NestedAttentionError
+from .config import TrainingConfig
 from .errors import TrainingError
 from .files import short_repr
+
+log = logging.getLogger(__name__)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate, as this run's settings say; its own configuration says the rest."""
+    trackers = ["tensorboard"] if config.tensorboard and is_tensorboard_available() else None
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+        log_with=cast("Any", trackers),
+        project_dir=config.output,
+    )
+
+
+def prepare_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> bool:
+    """Whether the run is DeepSpeed's, which then knows what it usually reads off a data loader.
+
+    Raises:
+        TrainingError: the settings ask for an average of weights that it hides.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return False
+    settings = cast("dict[str, Any]", plugin.deepspeed_config)
+    settings["train_micro_batch_size_per_gpu"] = config.batch_size
+    if config.ema_decay:
+        raise TrainingError(
+            f"ema_decay is {config.ema_decay}: DeepSpeed keeps the weights where no average can be "
+            "taken. Set ema_decay to 0, or use FSDP."
+        )
+    log.warning(
+        "no checkpoints, the encoder file alone: DeepSpeed keeps its state in pickle files, which "
+        "could run code. Use FSDP where the run must be able to go on."
+    )
+    return True
 
 
 def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -> None:

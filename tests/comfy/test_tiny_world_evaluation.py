@@ -31,8 +31,8 @@ from tiny_world.evaluation.scores import Scores, difference, estimate, measure  
 from tiny_world.evaluation.studio import Sampling, Studio, run_node  # noqa: E402
 
 from nested_core.attention import ValueNorm  # noqa: E402
-from nested_core.training.protocol import SUBJECT, Caption  # noqa: E402
-from nested_core.training.subjects import NestedSubjects  # noqa: E402
+from nested_core.training.base_model import SUBJECT, Caption  # noqa: E402
+from nested_core.training.nested_attention import NestedSubjects  # noqa: E402
 
 STEPS = 2
 NESTED, DECOUPLED = Nested("nested", SHIPPED), Decoupled("decoupled", SHIPPED, strength=0.7)
@@ -149,7 +149,7 @@ def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weight
     text = host.encode_captions([caption], [])
     noisy, sigma = torch.from_numpy(cast.orders[0].noise(1, 48, 8, 8)), torch.tensor([0.7])
     subjects = NestedSubjects(keys_values, text.positions, ValueNorm())
-    told = host.schedule.times_told(sigma)
+    told = host.schedule.timesteps(sigma)
     prediction = host.predict(noisy, told, text, subjects)
     ours, _ = host.schedule.parts(noisy, prediction, sigma)
     model = decoupled.with_decoupled_subjects(studio.model, encoder, tokens[None], 1.0)

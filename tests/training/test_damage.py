@@ -20,13 +20,13 @@ from tiny_models import checkpoint_contents, tiny_settings, write_examples
 
 from nested_core.training.__main__ import main
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint
-from nested_core.training.config import TrainingConfig, check_same_run
-from nested_core.training.engine import Trainer
+from nested_core.training.config import TrainingConfig
+from nested_core.training.data import open_data
+from nested_core.training.data.batches import Stripe
+from nested_core.training.diffusers_model import load_base_model
 from nested_core.training.errors import TrainingError
-from nested_core.training.files import FigureLog
-from nested_core.training.host import load_host
-from nested_core.training.protocol import Stripe
-from nested_core.training.sources import open_data
+from nested_core.training.run_folder import FigureLog, check_same_run
+from nested_core.training.trainer import Trainer
 
 WEIGHTS, AVERAGE, OPTIMISER = (f"{n}.safetensors" for n in ("model", "average-0", "optimizer"))
 SOME_WEIGHT = "encoder.resampler.latents"
@@ -48,9 +48,9 @@ def finished(tmp_path_factory, base_folders, image_encoder_folder) -> dict[str, 
 def trainer(finished) -> Trainer:
     """A run that could go on from such a checkpoint."""
     config = TrainingConfig(**finished)
-    host = load_host(config.base, config.image_encoder)
-    data = open_data(config, host.image_encoder.image_size)
-    return Trainer(config, host, data, Accelerator(cpu=True))
+    base_model = load_base_model(config.base, config.image_encoder)
+    data = open_data(config, base_model.image_encoder.image_size)
+    return Trainer(config, base_model, data, Accelerator(cpu=True))
 
 
 @pytest.fixture

@@ -7,12 +7,8 @@ import math
 import pytest
 import torch
 
-from nested_core.training.loss import (
-    NoiseSchedule,
-    noise_prediction_loss,
-    offset_noise,
-    region_weights,
-)
+from nested_core.training.loss import noise_prediction_loss, offset_noise, region_weights
+from nested_core.training.noise_schedule import NoiseSchedule
 
 ALPHAS = torch.linspace(0.999, 0.002, 50)
 TABLES = {"epsilon": ALPHAS, "v_prediction": ALPHAS, "flow": None}
@@ -50,7 +46,7 @@ def test_flow_by_hand() -> None:
     assert torch.allclose(mixed[0], 0.75 * x[0] + 0.25 * n[0])
     assert torch.allclose(mixed[1], 0.1 * x[1] + 0.9 * n[1])
     assert torch.equal(flow.target(x, n, times), n - x)
-    assert flow.times_told(times).tolist() == pytest.approx([250.0, 900.0])
+    assert flow.timesteps(times).tolist() == pytest.approx([250.0, 900.0])
 
 
 def test_times_cover_the_table() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from nested_core.sites import AttentionSite
-from nested_core.training.protocol import TextConditions
-from nested_core.training.subjects import NestedSubjects
+from nested_core.training.base_model import TextConditions
+from nested_core.training.nested_attention import NestedSubjects
 
 from .. import models
 from ..host import TinyWorldHost
