@@ -36,7 +36,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class PictureSize:
-    """Where a training picture was cut from, as SDXL is told it. Pixels."""
+    """Where a training picture was cut from, for SDXL's size conditioning. Pixels."""
 
     original_height: int
     original_width: int

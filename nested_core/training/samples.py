@@ -16,7 +16,7 @@ from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
 from .base_model import BaseModel, Caption, PictureSize, randomise_rows
-from .data.batches import Batch
+from .data.batches import Batch, Data, Stripe, close_batches
 from .files import replace_file
 from .loss import Project
 from .nested_attention import NestedSubjects
@@ -87,6 +87,16 @@ def sample_grid(
             columns.append(draw_samples(base_model, captions, subjects, settings, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)
     return ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_batch(data: Data, most: int) -> Batch:
+    """References, captions and sizes of the data's first samples."""
+    batches = data.batches(None, Stripe())
+    batch = next(batches)
+    close_batches(batches)
+    batch.reference_pixels = batch.reference_pixels[:most]
+    batch.captions, batch.sizes = batch.captions[:most], batch.sizes[:most]
+    return batch
 
 
 def _reference_pictures(reference_pixels: Tensor, side: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,31 +19,27 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import save_encoder
-from ..checkpoint.weights import listing
 from .base_model import SUBJECT, BaseModel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .data.batches import Batch, Data, Stripe
+from .data.batches import Batch, Data, Stripe, close_batches
 from .encoders import KeyValueEncoder, initial_encoder, trained_encoder
-from .errors import TrainingError
+from .errors import DivergedError
 from .files import writing
 from .loss import Objective
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
 from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, seed_generators
 from .run_folder import RunFolder
-from .samples import SampleSettings, sample_grid, save_grid
+from .samples import SampleSettings, sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
 
 _FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NUM_SAMPLES = 4
-_DIVERGED_REMEDY = (
-    "Resume from the last checkpoint with a lower learning_rate or, with fp16, with bf16."
-)
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +118,13 @@ class Trainer:
         batches = self.data.batches(self.resume, self.stripe)
         try:
             status = self._train(batches)
-            _close(batches)
+            close_batches(batches)
             self.accelerator.wait_for_everyone()
             self._end()
         except BaseException:
             # What fails while things are taken apart must not hide why they are.
             with suppress(Exception):
-                _close(batches)
+                close_batches(batches)
             with suppress(Exception):
                 self._end()
             raise
@@ -212,14 +209,11 @@ class Trainer:
         """The mean loss of all processes since the last line.
 
         Raises:
-            TrainingError: it is not finite.
+            DivergedError: it is not finite.
         """
         mean = float(cast("Tensor", self.accelerator.reduce(loss, "mean")))
-        if mean != mean or abs(mean) == float("inf"):
-            raise TrainingError(
-                f"step {self.step}: the loss is {mean}, the training has diverged. "
-                f"{_DIVERGED_REMEDY}"
-            )
+        if not math.isfinite(mean):
+            raise DivergedError(self.step, f"the loss is {mean}, the training has diverged")
         samples = self.config.batch_size * self.config.accumulation * self.stripe.num_processes
         figures = {
             "loss": mean,
@@ -234,12 +228,6 @@ class Trainer:
             self._log.write(self.step, figures)
 
     def _write_samples(self) -> None:
-        batches = self.data.batches(None, Stripe())
-        batch = next(batches)
-        _close(batches)
-        count = min(_NUM_SAMPLES, len(batch.captions))
-        batch.reference_pixels = batch.reference_pixels[:count]
-        batch.captions, batch.sizes = batch.captions[:count], batch.sizes[:count]
         texts = [caption.text for caption in self.data.some_captions(2)]
         prompts = self.config.sample_prompts or [text for text in texts if SUBJECT in text]
         settings = SampleSettings(
@@ -249,7 +237,7 @@ class Trainer:
             grid = sample_grid(
                 self.base_model,
                 self.model,
-                batch,
+                sample_batch(self.data, _NUM_SAMPLES),
                 prompts,
                 self.encoder_config,
                 settings,
@@ -265,9 +253,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint, and the encoder file that the nodes load."""
-        run_on_all_processes(
-            self.accelerator, lambda: _check_finite(self.step, self.state.plain_model)
-        )
+        run_on_all_processes(self.accelerator, lambda: self.state.check_finite(self.step))
         if self.has_checkpoints:
             save_checkpoint(
                 self.state,
@@ -296,20 +282,3 @@ class Trainer:
         names = sorted({name for skipped in everywhere for name in skipped})
         if names:
             log.warning("%d unreadable files were skipped: %s", len(names), ", ".join(names))
-
-
-def _check_finite(step: int, model: nn.Module) -> None:
-    """Raises TrainingError where a weight is no number: earlier checkpoints are worth more."""
-    wrong = [name for name, each in model.named_parameters() if not bool(each.isfinite().all())]
-    if wrong:
-        raise TrainingError(
-            f"step {step}: the training has diverged, {listing('weights are no numbers', wrong)}. "
-            f"{_DIVERGED_REMEDY}"
-        )
-
-
-def _close(batches: Iterator[Batch]) -> None:
-    """Ends the data's readers, where it has any."""
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()

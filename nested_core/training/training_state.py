@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .errors import TrainingError
+from ..checkpoint.weights import listing
+from .errors import DivergedError, TrainingError
 from .files import (
     check_same_tensors,
     read_notes,
@@ -85,6 +86,14 @@ class TrainingState:
     def plain_model(self) -> nn.Module:
         """The module without the distributed wrapper."""
         return self.accelerator.unwrap_model(self.model)
+
+    def check_finite(self, step: int) -> None:
+        """Raises DivergedError where a weight is no number: earlier checkpoints are worth more."""
+        named = self.plain_model.named_parameters()
+        wrong = [name for name, weight in named if not bool(weight.isfinite().all())]
+        if wrong:
+            found = listing("weights are no numbers", wrong)
+            raise DivergedError(step, f"the training has diverged, {found}")
 
     def average_name(self) -> str:
         """The file of this process's average."""
@@ -161,8 +170,8 @@ class TrainingState:
         if self.is_sharded and not self.accelerator.is_main_process:
             return {}, {}  # the main process sends them
         # Version 1 wrote the names as the distributed wrapper gives them.
-        found = read_tensors(folder / _WEIGHTS)
-        weights = {name.removeprefix("module."): each for name, each in found.items()}
+        tensors = read_tensors(folder / _WEIGHTS)
+        weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         model = self.plain_model
         if not self.is_sharded:
             check_same_tensors(_WEIGHTS, weights, model.state_dict())
@@ -212,7 +221,11 @@ class TrainingState:
                 | {_PICKLED_OPTIMISER}
                 | ({_PICKLED_SCALER} if self.accelerator.scaler is not None else set())
             )
-        return names | {_OPTIMISER} | {f"generators-{each}.json" for each in range(num_processes)}
+        return (
+            names
+            | {_OPTIMISER}
+            | {f"generators-{process}.json" for process in range(num_processes)}
+        )
 
 
 def _by_name(loaded: Any, names: list[str]) -> State:

@@ -136,6 +136,13 @@ def read_batches(
             yield batch
 
 
+def close_batches(batches: Iterator[Batch]) -> None:
+    """Ends the processes that read the data, where it has any."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
 def _ignore_stop_signals(_worker: int) -> None:
     """Schedulers send SIGTERM to every process; workers go on until the trainer has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
