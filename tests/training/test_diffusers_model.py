@@ -13,6 +13,7 @@ from nested_core.errors import HostError
 from nested_core.sites import describe_sites
 from nested_core.training.base_model import Caption, PictureSize
 from nested_core.training.diffusers_model import DiffusersModel, find_sites, read_schedule
+from nested_core.training.errors import TrainingError
 from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
 
 SIZE = PictureSize(90, 120, 3, 5, 64, 64)
@@ -146,3 +147,28 @@ def test_flow_matching_keeps_the_schedulers_shift() -> None:
 
     schedule = read_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
     assert (schedule.prediction, schedule.shift) == ("flow", 3.0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_schedule_is_the_schedulers(prediction, tokenizer_folder) -> None:
+    scheduler = tiny_pipeline("sd15", tokenizer_folder, prediction_type=prediction).scheduler
+    schedule = read_schedule(scheduler)
+    assert schedule.prediction == prediction
+    x, n = torch.randn(2, 1, 4, 8, 8).unbind(0)
+    times = torch.tensor([321])
+    assert torch.allclose(schedule.mix(x, n, times), scheduler.add_noise(x, n, times), atol=1e-6)
+    if prediction == "v_prediction":
+        velocity = scheduler.get_velocity(x, n, times)
+        assert torch.allclose(schedule.target(x, n, times), velocity, atol=1e-6)
+
+
+def test_flow_matching_is_seen() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    assert read_schedule(scheduler).prediction == "flow"
+
+
+def test_another_prediction_is_refused(tokenizer_folder) -> None:
+    pipeline = tiny_pipeline("sd15", tokenizer_folder, prediction_type="sample")
+    with pytest.raises(TrainingError, match="predicts 'sample', expected epsilon"):
+        DiffusersModel(pipeline, None)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_models import tiny_pipeline
 
 from nested_core.checkpoint import load_encoder, save_encoder
 from nested_core.encoder import Encoder
@@ -20,7 +19,7 @@ from nested_core.training.base_model import BaseModel
 from nested_core.training.config import TrainingConfig
 from nested_core.training.data import open_data
 from nested_core.training.data.batches import Data, Stripe
-from nested_core.training.diffusers_model import DiffusersModel, load_base_model, read_schedule
+from nested_core.training.diffusers_model import load_base_model
 from nested_core.training.errors import TrainingError
 from nested_core.training.trainer import Trainer
 
@@ -256,31 +255,6 @@ def test_optional_parts_of_an_earlier_resampler_are_trained_on(make_config, tmp_
     trained = load_encoder(Path(config.output, "encoder.safetensors"))
     assert trained.resampler.extras == extras
     assert not torch.equal(trained.resampler.pos_emb.weight, earlier.resampler.pos_emb.weight)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_schedule_is_the_schedulers(prediction, tokenizer_folder) -> None:
-    scheduler = tiny_pipeline("sd15", tokenizer_folder, prediction_type=prediction).scheduler
-    schedule = read_schedule(scheduler)
-    assert schedule.prediction == prediction
-    x, n = torch.randn(2, 1, 4, 8, 8).unbind(0)
-    times = torch.tensor([321])
-    assert torch.allclose(schedule.mix(x, n, times), scheduler.add_noise(x, n, times), atol=1e-6)
-    if prediction == "v_prediction":
-        velocity = scheduler.get_velocity(x, n, times)
-        assert torch.allclose(schedule.target(x, n, times), velocity, atol=1e-6)
-
-
-def test_flow_matching_is_seen() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    assert read_schedule(scheduler).prediction == "flow"
-
-
-def test_another_prediction_is_refused(tokenizer_folder) -> None:
-    pipeline = tiny_pipeline("sd15", tokenizer_folder, prediction_type="sample")
-    with pytest.raises(TrainingError, match="predicts 'sample', expected epsilon"):
-        DiffusersModel(pipeline, None)
 
 
 def test_a_base_model_that_is_not_there_is_named(tmp_path, settings, caplog) -> None:
