@@ -9,8 +9,9 @@ import { api } from "../../scripts/api.js";
 import { hideAdvanced } from "./nested_attention/advanced.js";
 import { keepColours } from "./nested_attention/colours.js";
 import { compare } from "./nested_attention/compare.js";
-import { keyOf, widgetOf } from "./nested_attention/graph.js";
+import { allPlaces, keyOf, widgetOf } from "./nested_attention/graph.js";
 import { menuItems } from "./nested_attention/menus.js";
+import { samplingOf, showMaps } from "./nested_attention/overlay.js";
 import { pictureFinder } from "./nested_attention/pictures.js";
 import { addStyle, showRow } from "./nested_attention/row.js";
 import { loadStrings, say } from "./nested_attention/strings.js";
@@ -115,6 +116,12 @@ function offersFor(field) {
   return prompt?.bound ?? [];
 }
 
+/** Shows the maps over the picture of a node, where there is one with subjects in it. @param {any} node */
+function mapsOf(node) {
+  const place = allPlaces(root()).find((each) => each.node === node);
+  return place && samplingOf(place) ? () => showMaps(app, api, place) : null;
+}
+
 app.registerExtension({
   name: "NestedAttention",
   async setup() {
@@ -127,5 +134,5 @@ app.registerExtension({
     if (!String(node.comfyClass ?? "").startsWith("NestedAttention_")) return;
     hideAdvanced(node, () => Boolean(app.extensionManager?.setting?.get(ALWAYS_ADVANCED)));
   },
-  getNodeMenuItems: (/** @type {any} */ node) => menuItems(node, () => compare(app, api)),
+  getNodeMenuItems: (/** @type {any} */ node) => menuItems(node, { compare: () => compare(app, api), showMaps: mapsOf(node) }),
 });

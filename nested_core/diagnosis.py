@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from .prompt import token_pattern
+
 # What people write as a token: something in angle brackets, without spaces or a colon; with a colon
 # it is another pack's syntax (`<lora:name:1>`).
 _BRACKETED = re.compile(r"<[^<>\s:]{1,64}>")
@@ -50,8 +52,8 @@ def unknown_words(text: str, tokens: Collection[str]) -> list[str]:
     """The `<words>` of a prompt that are no token, each once, in their order."""
     known = {unicodedata.normalize("NFC", token) for token in tokens}
     text = unicodedata.normalize("NFC", text)
-    for token in sorted(known, key=len, reverse=True):
-        text = text.replace(token, " ")
+    if known:
+        text = token_pattern(known).sub(" ", text)
     return list(dict.fromkeys(_BRACKETED.findall(text)))
 
 

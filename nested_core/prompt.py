@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
@@ -61,7 +61,7 @@ def mark_prompt(text: str, bindings: Sequence[Binding]) -> MarkedPrompt:
     if not bindings:
         return MarkedPrompt(text, text, {})
     by_token = {binding.token: binding for binding in bindings}
-    pieces = _pieces(text, _token_pattern(by_token))
+    pieces = _pieces(text, token_pattern(by_token))
     found = dict.fromkeys(pieces[1::2])
     nouns = {token: by_token[token].noun for token in found}
     plain = _with_nouns(pieces, nouns)
@@ -132,7 +132,8 @@ def _segments(text: str) -> Iterator[tuple[str, str]]:
     yield segment, composed(segment)
 
 
-def _token_pattern(tokens: Mapping[str, Binding]) -> re.Pattern[str]:
+def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds tokens in a text: the longest where several begin, each as a whole word."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(_bounded(token) for token in longest_first))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..nested_core.maps import SHEETS, RecordPlan, draw_sheet
 from .bridge.recording import SampledRecord, record_maps
+from .bridge.shown import show_overlays, shows_pictures
 from .sockets import CATEGORY, RecordSocket
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class RecordMaps(io.ComfyNode):
 class ShowMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="NestedAttention_ShowMaps",
             display_name="Show Maps",
             category=CATEGORY,
@@ -119,6 +120,7 @@ class ShowMaps(io.ComfyNode):
             ],
             outputs=[io.Image.Output()],
         )
+        return shows_pictures(schema)
 
     @classmethod
     def execute(
@@ -130,10 +132,9 @@ class ShowMaps(io.ComfyNode):
         image: Tensor | None = None,
     ) -> io.NodeOutput:
         below = None if image is None else _picture_of(image, picture)
-        sheet = draw_sheet(
-            record.of(samples), show, picture, None if below is None else below.numpy()
-        )
-        return io.NodeOutput(torch.from_numpy(sheet)[None])
+        maps = record.of(samples)
+        sheet = draw_sheet(maps, show, picture, None if below is None else below.numpy())
+        return io.NodeOutput(torch.from_numpy(sheet)[None], ui=show_overlays(maps))
 
 
 def _picture_of(image_bhwc: Tensor, picture: int) -> Tensor:

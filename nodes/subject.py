@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
@@ -11,6 +12,7 @@ from ..nested_core.checkpoint import save_new_subject
 from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
 from ..nested_core.subject import Subject, SubjectSequence
+from .bridge.notices import current_node, tell
 from .bridge.paths import SUBJECTS, save_folder, with_date
 from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import encode_subject
@@ -144,7 +146,9 @@ class SaveSubject(io.ComfyNode):
         folder = save_folder(SUBJECTS)
         path = save_new_subject(subject, folder, with_date(filename_prefix))
         # As the combos of Load Subject call it.
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.relative_to(folder)}"))
+        said = f"Saved as {path.relative_to(folder)}"
+        tell(said, [current_node()], logging.INFO)  # the page shows no text of the outputs
+        return io.NodeOutput(ui=ui.PreviewText(said))
 
 
 class SubjectPerPicture(io.ComfyNode):

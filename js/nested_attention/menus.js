@@ -107,8 +107,8 @@ function addSubject(apply) {
   });
 }
 
-/** @param {any} node @param {() => void} compare draws the picture with and without subjects */
-export function menuItems(node, compare) {
+/** @param {any} node @param {{compare: () => void, showMaps: (() => void) | null}} runs what the page can run for this node */
+export function menuItems(node, { compare, showMaps }) {
   const items = [];
   if (node.type === APPLY) {
     items.push({ content: say("addSubject"), callback: () => addSubject(node) });
@@ -117,5 +117,6 @@ export function menuItems(node, compare) {
   if (outputOf(node, "IMAGE") >= 0) {
     items.push({ content: say("bindAsSubject"), callback: () => bindAsSubject(node) });
   }
+  if (showMaps) items.push({ content: say("showMaps"), callback: showMaps });
   return items;
 }

@@ -10,9 +10,11 @@ export function pictureFinder(app, api) {
   /** @param {Record<string, string>} file */
   const address = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 
-  /** @param {any} node */
-  function pictureOn(node) {
-    const shown = app.nodeOutputs?.[node.id]?.images?.[0];
+  /** @param {import("./graph.js").Place} place */
+  function pictureOn({ node, within }) {
+    // Two nodes may have the same id where they are in different subgraphs.
+    const key = within.length ? `${node.graph.id}:${node.id}` : node.id;
+    const shown = app.nodeOutputs?.[key]?.images?.[0];
     if (shown?.filename) {
       return address({ filename: shown.filename, subfolder: shown.subfolder ?? "", type: shown.type ?? "temp" });
     }
@@ -27,7 +29,7 @@ export function pictureFinder(app, api) {
   /** @param {import("./graph.js").Place} place of the node that binds a subject */
   return function imageOf(place) {
     for (const each of [place, ...upstream(place, WAY, () => true)]) {
-      const found = pictureOn(each.node);
+      const found = pictureOn(each);
       if (found) return found;
     }
     return null;

@@ -23,14 +23,16 @@ const STYLE = `
 .nested-attention-list div { display: flex; align-items: center; gap: 6px; padding: 3px 8px; border-radius: 4px; cursor: pointer; }
 .nested-attention-list div[aria-selected="true"] { background: var(--comfy-input-bg, #444); }
 .nested-attention-list img { width: 22px; height: 22px; border-radius: 50%; object-fit: cover; }
-.nested-attention-compare { position: fixed; z-index: 10000; top: 10vh; left: 50%; transform: translateX(-50%);
+.nested-attention-panel { position: fixed; z-index: 10000; top: 10vh; left: 50%; transform: translateX(-50%);
   max-width: 90vw; max-height: 80vh; overflow: auto; padding: 12px; border-radius: 8px; font: 13px sans-serif;
   background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); border: 1px solid var(--border-color, #555); }
 .nested-attention-title { display: flex; justify-content: space-between; gap: 16px; padding-bottom: 8px; }
+.nested-attention-title label { display: inline-flex; align-items: center; gap: 4px; }
 .nested-attention-title button { background: none; border: none; color: inherit; cursor: pointer; }
-.nested-attention-stack { position: relative; }
+.nested-attention-stack { position: relative; width: fit-content; }
 .nested-attention-stack img { display: block; min-width: 256px; max-width: 80vw; max-height: 60vh; }
 .nested-attention-above { position: absolute; inset: 0; }
+.nested-attention-above img { width: 100%; height: 100%; max-width: none; max-height: none; }
 .nested-attention-pair input { width: 100%; }
 `;
 

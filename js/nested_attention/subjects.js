@@ -6,6 +6,8 @@ import { readPrompt } from "./words.js";
 
 export const APPLY = "NestedAttention_Apply";
 export const SUBJECT = "NestedAttention_Subject";
+export const RECORD = "NestedAttention_RecordMaps";
+export const MAPS = "NestedAttention_ShowMaps";
 export const ENCODE = "NestedAttention_EncodeSubject";
 export const BINDING = "NESTED_ATTENTION_BINDING";
 const BINDERS = ["NestedAttention_BindSubject", SUBJECT];
@@ -32,18 +34,18 @@ export function bindingsOf(apply, imageOf) {
   return (apply.node.inputs ?? []).flatMap((/** @type {any} */ input, /** @type {number} */ slot) => {
     const place = input.type === BINDING ? sourceOf(apply, slot) : null;
     if (!place || !isOn(place.node) || !BINDERS.includes(place.node.type)) return [];
-    const token = tokenOf(place.node);
+    const token = tokenOf(place);
     return token ? [{ token, place, image: imageOf(place) }] : [];
   });
 }
 
-/** The token that a node binds; null where another node says it. @param {any} node */
-function tokenOf(node) {
-  const isLinked = node.inputs?.some(
-    (/** @type {any} */ each) => each.widget?.name === "token" && each.link != null,
-  );
-  const value = widgetOf(node, "token")?.value;
-  return isLinked || typeof value !== "string" ? null : value.trim();
+/** The token that a node binds, read where the user writes it; null where another node says it. @param {Place} place */
+function tokenOf(place) {
+  const widget = widgetOf(place.node, "token");
+  if (!widget) return null;
+  const field = writtenAt(place, widget);
+  const isLinked = field.place.node.inputs?.[field.slot]?.link != null;
+  return isLinked || typeof field.widget.value !== "string" ? null : field.widget.value.trim();
 }
 
 /** The text fields of a node that makes a prompt of a CLIP. @param {any} node */

@@ -31,11 +31,12 @@ export function readPrompt(text, tokens) {
   const longestFirst = [...given.keys()].sort((a, b) => b.length - a.length);
   /** @type {Set<string>} */
   const said = new Set();
+  let rest = composed;
   if (given.size) {
     const pattern = new RegExp(longestFirst.map(bounded).join("|"), "gu");
     for (const [token] of composed.matchAll(pattern)) said.add(given.get(token) ?? token);
+    rest = composed.replace(pattern, " ");
   }
-  const rest = longestFirst.reduce((remaining, token) => remaining.replaceAll(token, " "), composed);
   return { said, unknown: [...new Set(rest.match(BRACKETED) ?? [])] };
 }
 

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
 from ...nested_core.checkpoint.thumbnails import thumbnail_picture
+from ...nested_core.maps import MapRecord, Overlay, overlays
 from ...nested_core.shapes import Float
 from ...nested_core.subject import Subject, SubjectSequence
 
 _SUBFOLDER = "nested_attention"
+
+OVERLAYS = "nested_attention_overlays"  # as the page's script asks for them
 
 # A dict or None; ComfyUI's annotation of `ui` leaves out the None that is its own default.
 Shown = Any
@@ -56,20 +60,53 @@ def show_subjects(subjects: Iterable[Subject | SubjectSequence]) -> Shown:
     return _show(picture for picture in pictures if picture is not None)
 
 
+def show_overlays(record: MapRecord) -> Shown:
+    """The `ui` of a node whose maps the page's script may lay over the finished pictures.
+
+    Not under `images`: a node would show them as pictures of its own.
+    """
+    layers = list(overlays(record))
+    files = _files(_layer_picture(layer) for layer in layers)
+    about = [
+        {
+            "picture": layer.picture,
+            "token": layer.token,
+            "colour": "#{:02x}{:02x}{:02x}".format(*layer.colour),
+        }
+        for layer in layers
+    ]
+    return (
+        {OVERLAYS: [file | each for file, each in zip(files, about, strict=True)]}
+        if files
+        else None
+    )
+
+
+def _layer_picture(layer: Overlay) -> Image.Image:
+    cover = (layer.cover * 255).round().astype(np.uint8)
+    colours = np.broadcast_to(np.array(layer.colour, np.uint8), (*cover.shape, 3))
+    return Image.fromarray(np.dstack([colours, cover]), "RGBA")
+
+
 def _show(pictures: Iterable[Image.Image]) -> Shown:
-    temporary = Path(folder_paths.get_temp_directory())
-    # A server makes this folder when it starts. Without one, nodes run in a script: nobody looks.
-    if not temporary.is_dir():
-        return None
-    try:
-        images = [_saved(picture, temporary / _SUBFOLDER) for picture in pictures]
-    except OSError:  # a full disk; no reason to lose the subject
-        logging.debug("Nested Attention: no picture could be shown", exc_info=True)
-        return None
+    images = _files(pictures)
     return {"images": images} if images else None
 
 
-def _saved(picture: Image.Image, folder: Path) -> dict[str, str]:
+def _files(pictures: Iterable[Image.Image]) -> list[dict[str, Any]]:
+    """The pictures in temporary files; none where nobody looks."""
+    temporary = Path(folder_paths.get_temp_directory())
+    # A server makes this folder when it starts. Without one, nodes run in a script: nobody looks.
+    if not temporary.is_dir():
+        return []
+    try:
+        return [_saved(picture, temporary / _SUBFOLDER) for picture in pictures]
+    except OSError:  # a full disk; no reason to lose the subject
+        logging.debug("Nested Attention: no picture could be shown", exc_info=True)
+        return []
+
+
+def _saved(picture: Image.Image, folder: Path) -> dict[str, Any]:
     """A picture in a temporary file, as the page asks for it.
 
     The name is the content's: a picture that is shown again and again is written once, and no file

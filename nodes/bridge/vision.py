@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import comfy.utils
 import torch
 from comfy import model_management
 from torch import Tensor
@@ -86,7 +87,11 @@ def _patch_features(
 ) -> Tensor:
     wanted = encoder.config.image_encoder
     output = _OUTPUTS[wanted.hidden_state]
-    features = [clip_vision.encode_image(square, crop=True)[output] for square in squares]
+    progress = comfy.utils.ProgressBar(len(squares))
+    features = list[Tensor]()
+    for square in squares:
+        features.append(clip_vision.encode_image(square, crop=True)[output])
+        progress.update(1)
     size = features[0].shape[-1]
     if size != wanted.hidden_size:
         raise SubjectError(_wrong_image_encoder(encoder, f"hidden size {size}", node))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.utils
 import folder_paths
 import numpy as np
 import pack
@@ -104,6 +105,14 @@ class TestEncodeSubject:
         mean = np.array(preprocess.CLIP_MEAN) * 255
         assert np.abs(picture[:, -8:] - mean).max() <= 1
         assert np.abs(picture[12:16, 8:11] - mean).max() > 20
+
+    def test_progress_counts_the_photographs(self, sdxl, monkeypatch):
+        seen = []
+        hook = lambda value, total, *_args, **_more: seen.append((value, total))  # noqa: E731
+        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+        _encode(sdxl, image=_image(references=3))
+        assert seen[0] == (1, 3)  # ComfyUI leaves out what comes too fast
+        assert seen[-1] == (3, 3)
 
     def test_the_output_is_what_it_was_without_a_page(self, sdxl, temporary):
         shown = _encode(sdxl)
@@ -211,3 +220,24 @@ class TestThumbnails:
     def test_what_is_no_jpeg_is_not_shown(self, sdxl):
         subject = replace(sdxl.subject(), thumbnail=base64.b64encode(b"GIF89a").decode())
         assert pack.node("BindSubject").execute(subject=subject).ui is None
+
+
+def test_layers_of_maps_are_transparent_pictures_of_their_own_kind(temporary):
+    maps, sites = pack.module("nested_core.maps"), pack.module("nested_core.sites")
+    record = maps.MapRecord(maps.RecordPlan())
+    record.begin(1)
+    seen = torch.zeros(4, 6, dtype=torch.float16)
+    seen[1, 5] = 0.25
+    site = sites.AttentionSite("middle", 0, 0)
+    record.add(maps.SiteMap(0, 1, site, 0, "<anna>", seen))
+    shown = pack.module("nodes.bridge.shown").show_overlays(record)
+    ((key, (layer,)),) = shown.items()
+    assert key == "nested_attention_overlays"
+    assert (layer["picture"], layer["token"]) == (0, "<anna>")
+    with Image.open(temporary / layer["subfolder"] / layer["filename"]) as picture:
+        assert picture.mode == "RGBA"
+        cover = np.asarray(picture)[..., 3]
+        assert cover.shape == (4, 6)
+        assert cover[1, 5] > 200
+        assert cover.sum() == cover[1, 5]
+        assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((5, 1))) == layer["colour"]

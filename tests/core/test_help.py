@@ -8,6 +8,7 @@ Pictures are looked up from `docs/`, wherever the page itself lies.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -110,7 +111,6 @@ TRANSLATED = [
     pytest.param(node, language, id=f"{node}-{language}")
     for node in NODES
     for language in LANGUAGES
-    if (DOCS / node / f"{language}.md").is_file()
 ]
 
 
@@ -216,6 +216,15 @@ def test_a_language_without_a_page_gets_the_english_one(node):
 @pytest.mark.parametrize(("node", "language"), TRANSLATED)
 def test_a_translation_follows_the_english_page(node, language):
     assert form(read(node, language)) == form(read(node))
+
+
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+@pytest.mark.parametrize(("node", "entry"), [("Apply", "compare"), ("ShowMaps", "showMaps")])
+def test_a_menu_entry_is_called_as_in_the_menu(node, entry, language):
+    text = (ROOT / "locales" / language / "main.json").read_text(encoding="utf-8")
+    assert f"*{json.loads(text)['nestedAttention'][entry]}*" in read(
+        f"NestedAttention_{node}", language
+    )
 
 
 @pytest.mark.parametrize(("node", "language"), TRANSLATED)

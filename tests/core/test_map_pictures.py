@@ -18,6 +18,7 @@ from nested_core.maps import (
     ValuePicture,
     draw_sheet,
     live_view,
+    overlays,
 )
 from nested_core.maps import canvas as canvas_module
 from nested_core.maps.canvas import text_line
@@ -314,3 +315,19 @@ def test_letters_without_a_font_become_code_points(pen, monkeypatch):
     text_line("<安娜>")
     text_line("<anna>")
     assert pen.texts == ["<\\u5b89\\u5a1c>", "<anna>"]
+
+
+def test_a_layer_covers_its_picture_where_its_subject_acts():
+    layers = list(overlays(_record(grid=(16, 16), pictures=(0, 2))))
+    assert [(each.picture, each.token) for each in layers] == [
+        (0, "<anna>"),
+        (0, "<rex>"),
+        (2, "<anna>"),
+        (2, "<rex>"),
+    ]
+    anna, rex = layers[:2]
+    assert (anna.colour, rex.colour) == (subject_colour(0), subject_colour(1))
+    # The spots' centres lie at a quarter and at three quarters of the width; each by its own peak.
+    assert anna.cover.max() == pytest.approx(rex.cover.max()) == pytest.approx(0.85)
+    assert anna.cover[8, 4] > 0.8 > 0.1 > anna.cover[8, 12]
+    assert rex.cover[8, 12] > 0.8 > 0.1 > rex.cover[8, 4]

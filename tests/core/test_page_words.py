@@ -56,8 +56,8 @@ TABLE = [
     ("<<anna>>", ["<anna>"], ["<anna>"], []),
     ("<<anna>>", ["<rex>"], [], ["<anna>"]),
     ("<anna<rex>", ["<anna>"], [], ["<rex>"]),
-    # Letters of a token are taken out wherever they stand.
-    ("<annabel>", ["anna"], [], []),
+    # A token within a longer word is not said.
+    ("<annabel> anna", ["anna"], ["anna"], ["<annabel>"]),
     # What another pack reads, or nobody.
     ("<lora:x:1> <anna>", ["<anna>"], ["<anna>"], []),
     ("<lora:x:1>", ["<lora:x:1>"], ["<lora:x:1>"], []),

@@ -20,9 +20,14 @@ CAST = {f"<{name}>": photographs.identity(name) for name in ("anna", "rex")}
 LEAST_PSNR = 16.0  # dB on the subject; without the pack such pictures have 11
 
 
-def _prompt(server, name: str):
+def give_tiny_world(server) -> None:
+    """The encoder that its templates name."""
     folder = server.base / "models" / "nested_attention"
     shutil.copyfile(files.WEIGHTS / files.ENCODER_FILE, folder / templates.ENCODER_NAME)
+
+
+def _prompt(server, name: str):
+    give_tiny_world(server)
     graph = json.loads((templates.OURS / f"{name}.json").read_text(encoding="utf-8"))
     return api_prompt(graph, server.get("/object_info"))
 
