@@ -32,7 +32,7 @@ def open_weights(folder: Path, weights: Path, base_hash: str, steps: int = STEPS
 
 def _train(found: Path, weights: Path, steps: int) -> None:
     try:
-        from nested_core.training.engine import make_accelerator
+        from nested_core.training.processes import make_accelerator
     except ImportError as error:
         raise TrainingNeededError(
             f"several subjects: their base model has to be trained first ({steps} steps), and "
