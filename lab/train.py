@@ -30,7 +30,7 @@ from lab.training.encoder import encoder_config, train_encoder  # noqa: E402
 from lab.training.host import BaseModel, TinyWorldHost  # noqa: E402
 from lab.training.image_encoder import VisionTraining, train_vision  # noqa: E402
 from lab.training.text_gain import text_gain  # noqa: E402
-from nested_core.training.engine import make_accelerator  # noqa: E402
+from nested_core.training.processes import make_accelerator  # noqa: E402
 
 LEAST_TEXT_GAIN_DB = 6.0
 log = logging.getLogger("tiny_world")

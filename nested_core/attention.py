@@ -206,8 +206,8 @@ def _delta_of_owners(
     in the share already. Summed over all s the terms gather around the attention to all of them,
     C = sum_s A_s, and T = sum_s A_s V[s].
     """
-    each = zip(bound_tokens, attended, text_values, strict=True)
-    competing = [every for every in each if every[0].share is not None]
+    entries = zip(bound_tokens, attended, text_values, strict=True)
+    competing = [entry for entry in entries if entry[0].share is not None]
     attention = sum(column for _, column, _ in competing)
     text = sum(column * text for _, column, text in competing)
     delta: Tensor | float = 0.0

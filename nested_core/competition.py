@@ -81,8 +81,8 @@ def ownership(
         masks: one per subject, in [0, 1], or None; nobody has one unless given.
     """
     if masks is None or all(mask is None for mask in masks):
-        found = shares(evidence)
-        return found, contested(evidence, found)
+        divided = shares(evidence)
+        return divided, contested(evidence, divided)
     nothing = torch.zeros_like(evidence[..., 0, :, :])
     painted = torch.stack([nothing if mask is None else mask for mask in masks], dim=-3)
     free = torch.tensor([mask is None for mask in masks], device=painted.device).view(-1, 1, 1)
@@ -128,7 +128,7 @@ def shares(
 
 def contested(
     evidence: Float[Tensor, "*batch subjects height width"],
-    found: Float[Tensor, "*batch subjects height width"],
+    divided: Float[Tensor, "*batch subjects height width"],
 ) -> Float[Tensor, "*batch 1 height width"]:
     """Where it is open whose a pixel is: 1 where two subjects are level, near 0 where one leads.
 
@@ -136,13 +136,13 @@ def contested(
     attention knows better where two people touch. Sooner so where it does not listen to its owner.
 
     Args:
-        found: the `shares` of this evidence.
+        divided: the `shares` of this evidence.
     """
     best = evidence.topk(2, dim=-3).values
     first, second = best[..., :1, :, :], best[..., 1:, :, :]
     lead = torch.where(evidence == first, evidence - second, evidence - first)
     decided = torch.where(lead > 0, _DECIDED, _DECIDED_OTHERWISE)
-    return (found * torch.exp(-((lead / decided) ** 4))).sum(dim=-3, keepdim=True)
+    return (divided * torch.exp(-((lead / decided) ** 4))).sum(dim=-3, keepdim=True)
 
 
 def _level_blur(maps: Tensor, present: Tensor, down: Tensor, across: Tensor) -> Tensor:

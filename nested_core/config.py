@@ -137,9 +137,9 @@ class _Section:
 
     def entry(self, key: str) -> Any:
         if key not in self.data:
-            found = shown(", ".join(sorted(self.data)), 400) or "nothing"
+            keys = shown(", ".join(sorted(self.data)), 400) or "nothing"
             raise CheckpointError(
-                f"{self.where}: {self.path} has no '{key}' (it has {found}). {_REMEDY}"
+                f"{self.where}: {self.path} has no '{key}' (it has {keys}). {_REMEDY}"
             )
         return self.data[key]
 
@@ -194,13 +194,13 @@ def _kind(value: Any) -> str:
     return shown(json.dumps(value), 60)
 
 
-def _choice(where: str, path: str, found: Any, known: tuple[str, ...]) -> str:
-    if found not in known:
+def _choice(where: str, path: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
         raise CheckpointError(
-            f"{where}: {path} is {_kind(found)}, expected one of {', '.join(known)}. "
+            f"{where}: {path} is {_kind(value)}, expected one of {', '.join(known)}. "
             "A newer version of this pack may know it: update the pack."
         )
-    return cast("str", found)
+    return cast("str", value)
 
 
 def _check_image_encoder(config: EncoderConfig, where: str) -> None:

@@ -62,12 +62,12 @@ def mark_prompt(text: str, bindings: Sequence[Binding]) -> MarkedPrompt:
         return MarkedPrompt(text, text, {})
     by_token = {binding.token: binding for binding in bindings}
     pieces = _pieces(text, token_pattern(by_token))
-    found = dict.fromkeys(pieces[1::2])
-    nouns = {token: by_token[token].noun for token in found}
+    tokens = dict.fromkeys(pieces[1::2])
+    nouns = {token: by_token[token].noun for token in tokens}
     plain = _with_nouns(pieces, nouns)
-    symbols = dict(zip(found, _unused_characters(plain, len(found)), strict=True))
-    marked = _with_nouns(pieces, {token: nouns[token] + symbols[token] for token in found})
-    return MarkedPrompt(plain, marked, {symbols[token]: by_token[token].id for token in found})
+    symbols = dict(zip(tokens, _unused_characters(plain, len(tokens)), strict=True))
+    marked = _with_nouns(pieces, {token: nouns[token] + symbols[token] for token in tokens})
+    return MarkedPrompt(plain, marked, {symbols[token]: by_token[token].id for token in tokens})
 
 
 def _with_nouns(pieces: Sequence[str], nouns: Mapping[str, str]) -> str:

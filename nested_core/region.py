@@ -47,8 +47,8 @@ def cropped_to(
 
 def _side(inside: Tensor, padding: int) -> tuple[float, float]:
     """First and last edge along one dimension, as parts of the whole."""
-    found, size = inside.nonzero(), len(inside)
-    first, last = int(found[0]) - padding, int(found[-1]) + 1 + padding
+    indices, size = inside.nonzero(), len(inside)
+    first, last = int(indices[0]) - padding, int(indices[-1]) + 1 + padding
     return max(first, 0) / size, min(last, size) / size
 
 

@@ -33,7 +33,7 @@ def open_weights(folder: Path, weights: Path, base_hash: str, steps: int = STEPS
 
 
 def _train(run: Path, weights: Path, steps: int) -> None:
-    from nested_core.training.engine import make_accelerator
+    from nested_core.training.processes import make_accelerator
 
     from ..training.base_model import BaseTrainer, BaseTraining
     from ..training.data import open_examples

@@ -13,8 +13,8 @@ from tiny_world import models
 from torch import Tensor
 
 from nested_core.sites import AttentionSite
-from nested_core.training.protocol import TextConditions
-from nested_core.training.subjects import NestedSubjects
+from nested_core.training.base_model import TextConditions
+from nested_core.training.nested_attention import NestedSubjects
 
 from ..training.encoder import encoder_config, train_encoder
 from ..training.host import Subjects, TinyWorldHost

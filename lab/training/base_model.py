@@ -25,13 +25,12 @@ from tiny_world import models
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nested_core.training.base_model import Caption
 from nested_core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from nested_core.training.ema import MovingAverage
 from nested_core.training.loss import noise_prediction_loss, region_weights
-from nested_core.training.optimisers import learning_rate_factor, set_learning_rate
-from nested_core.training.protocol import Caption
-from nested_core.training.records import FigureLog
-from nested_core.training.stopping import StopRequest
+from nested_core.training.optimiser import MovingAverage, learning_rate_factor, set_learning_rate
+from nested_core.training.processes import StopRequest
+from nested_core.training.run_folder import FigureLog
 from nested_core.training.training_state import TrainingState
 
 from .data import BaseExamples, base_examples
@@ -110,7 +109,7 @@ def base_loss(
     noise = torch.randn(latents.shape, generator=generator).to(device)
     alone = (torch.rand(len(latents), generator=generator) < settings.things_alone).to(device)
     noisy = SCHEDULE.mix(latents, noise, times)
-    prediction = model(noisy, SCHEDULE.times_told(times), rows, alone)
+    prediction = model(noisy, SCHEDULE.timesteps(times), rows, alone)
     grid = (latents.shape[-2], latents.shape[-1])
     weights = region_weights(batch.masks.to(device), settings.subject_weight, grid)
     target = SCHEDULE.target(latents, noise, times)

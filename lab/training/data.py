@@ -17,8 +17,9 @@ from tiny_world import world
 from torch import Tensor
 
 from nested_core.preprocess import clip_pixels
-from nested_core.training.examples import seed_of
-from nested_core.training.protocol import SUBJECT, Batch, Caption, PictureSize, Stripe
+from nested_core.training.base_model import SUBJECT, Caption, PictureSize
+from nested_core.training.data.batches import Batch, Stripe
+from nested_core.training.data.examples import seed_of
 
 # Of the base model's captions: how many say nothing, and how many name every part's colour.
 _EMPTY_SHARE, _ALL_NAMED_SHARE = 0.05, 0.4

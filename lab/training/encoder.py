@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nested_core.training.config import TrainingConfig
-from nested_core.training.engine import Trainer, make_accelerator
+from nested_core.training.processes import make_accelerator
+from nested_core.training.trainer import Trainer
 
 from .data import SubjectData
 from .host import TinyWorldHost

@@ -28,9 +28,8 @@ from transformers import (
 from nested_core.attention import merge_heads, split_heads
 from nested_core.config import HiddenState, ImageEncoderConfig
 from nested_core.sites import AttentionSite
-from nested_core.training.captions import CaptionTokenizer
-from nested_core.training.loss import NoiseSchedule
-from nested_core.training.protocol import Caption, PictureSize, TextConditions
+from nested_core.training.base_model import Caption, CaptionTokenizer, PictureSize, TextConditions
+from nested_core.training.noise_schedule import NoiseSchedule
 from nested_core.vision import patch_features
 
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"

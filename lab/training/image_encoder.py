@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nested_core.preprocess import clip_pixels
-from nested_core.training.optimisers import learning_rate_factor, set_learning_rate
+from nested_core.training.optimiser import learning_rate_factor, set_learning_rate
 
 from .host import vision_model
 

@@ -12,7 +12,7 @@ from tiny_world.prompts import UNSEEN, psnr
 from torch import Tensor
 from torch.nn import functional
 
-from nested_core.training.protocol import Caption
+from nested_core.training.base_model import Caption
 
 from .data import random_cast
 from .host import BaseModel

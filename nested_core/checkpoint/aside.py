@@ -175,15 +175,15 @@ def training_leftovers(tensors: Mapping[str, TensorSpec]) -> list[Group]:
 def frozen_parts(keys: Iterable[str]) -> list[Group]:
     """Base models and encoders that are proved by their parameters' names; see the module."""
     remaining = list(keys)
-    found: list[tuple[str, str, str]] = []
+    labelled: list[tuple[str, str, str]] = []
     for part in _PARTS:
         proofs = {key: match["prefix"] for key in remaining if (match := _match(part.proof, key))}
         others = {key: match["prefix"] for key in remaining if (match := _match(part.also, key))}
         proved = set(proofs.values())
         members = proofs | {key: prefix for key, prefix in others.items() if prefix in proved}
-        found += [(part.label, prefix, key) for key, prefix in members.items()]
+        labelled += [(part.label, prefix, key) for key, prefix in members.items()]
         remaining = [key for key in remaining if key not in members]
-    return _groups(found)
+    return _groups(labelled)
 
 
 def averaged_copies(keys: Iterable[str], is_whole: Callable[[list[str]], bool]) -> list[Group]:
@@ -235,9 +235,9 @@ def _leftover(key: str, spec: TensorSpec) -> str | None:
     return None
 
 
-def _groups(found: Iterable[tuple[str, str, str]]) -> list[Group]:
+def _groups(labelled: Iterable[tuple[str, str, str]]) -> list[Group]:
     """Label, prefix and key of each tensor, gathered."""
     gathered: dict[tuple[str, str], list[str]] = {}
-    for label, prefix, key in found:
+    for label, prefix, key in labelled:
         gathered.setdefault((label, prefix), []).append(key)
     return [Group(label, prefix, tuple(keys)) for (label, prefix), keys in gathered.items()]

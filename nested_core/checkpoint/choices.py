@@ -108,14 +108,14 @@ def _with_heads(
         sizes = replace(sizes, dim_head=max(inner_dim // sizes.heads, 1))
     if sizes.heads * sizes.dim_head != inner_dim:
         raise CheckpointError(
-            f"{where}: {_told(choices)} does not fit: the resampler's attention has the width "
+            f"{where}: {_described(choices)} does not fit: the resampler's attention has the width "
             f"{inner_dim}, which must be resampler.heads times resampler.dim_head. Choose a divisor "
             "of it."
         )
     return sizes
 
 
-def _told(choices: Choices) -> str:
+def _described(choices: Choices) -> str:
     names = ("resampler.heads", "resampler.dim_head")
     return " and ".join(f"{name} {choices[name]}" for name in names if name in choices)
 

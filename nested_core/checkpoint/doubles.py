@@ -44,7 +44,7 @@ def different_doubles(
 ) -> list[str]:
     """A sentence for each native name whose tensors are not equal."""
     return [
-        f"Two tensors for {native}: {names[native]} and {key}; {_told(difference)}, expected one, or "
+        f"Two tensors for {native}: {names[native]} and {key}; {_described(difference)}, expected one, or "
         "equal ones"
         for native, keys in doubles.items()
         for key in keys
@@ -52,7 +52,7 @@ def different_doubles(
     ]
 
 
-def _told(difference: float) -> str:
+def _described(difference: float) -> str:
     return (
         "of different shapes"
         if difference == math.inf

@@ -63,16 +63,16 @@ def named_place(key: str) -> AttentionSite | DiffusersPlace | None:
     key = plain(key).lower()
     if "attn1" in re.split(_GAP, key):
         return None
-    found: list[AttentionSite | DiffusersPlace] = [
+    places: list[AttentionSite | DiffusersPlace] = [
         DiffusersPlace(match[1] or "mid", int(match[2] or 0), int(match[3]), int(match[4]))
         for match in _DIFFUSERS.finditer(key)
     ]
     for pattern in (_COMFYUI, _NATIVE):
-        found += [
+        places += [
             AttentionSite(match[1] or "middle", int(match[2] or 0), int(match[3]))
             for match in pattern.finditer(key)
         ]
-    return found[0] if len(found) == 1 else None
+    return places[0] if len(places) == 1 else None
 
 
 def layers_per_block(places: Iterable[DiffusersPlace]) -> int | None:

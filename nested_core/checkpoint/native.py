@@ -70,9 +70,9 @@ def check_version(header: Header | Source) -> None:
 def metadata_entry(header: Header | Source, key: str) -> str:
     """One entry of the metadata; CheckpointError where it is missing."""
     if key not in header.metadata:
-        found = ", ".join(sorted(header.metadata)) or "nothing"
+        keys = ", ".join(sorted(header.metadata)) or "nothing"
         raise CheckpointError(
-            f"{header.where}: the metadata has no '{key}' (it has {found}). The file was changed "
+            f"{header.where}: the metadata has no '{key}' (it has {keys}). The file was changed "
             "by a tool that drops metadata: get the original."
         )
     return header.metadata[key]

@@ -150,9 +150,9 @@ def _numbered_lists(keys: Iterable[str]) -> list[dict[str, int]] | None:
         words = re.split("[._-]", plain(key).lower())
         numbers = [int(word) for word in words if re.fullmatch("[0-9]{1,6}", word)]
         lists.setdefault(tuple(map(_neutral, words)), {})[key] = numbers
-    found = [_places_of(rows) for rows in lists.values()]
-    numbered = [places for places in found if places is not None]
-    return numbered if len(numbered) == len(found) <= _MAX_LISTS else None
+    numbers_of_lists = [_places_of(rows) for rows in lists.values()]
+    numbered = [places for places in numbers_of_lists if places is not None]
+    return numbered if len(numbered) == len(numbers_of_lists) <= _MAX_LISTS else None
 
 
 def _neutral(word: str) -> str:

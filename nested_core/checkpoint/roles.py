@@ -71,14 +71,15 @@ class Reading:
 
 def resampler_name(key: str, spec: TensorSpec) -> str | None:
     """The native name of a resampler parameter, None if it is none."""
-    found = _resampler_parameter(key, spec)
-    return None if found is None else f"resampler.{found[1]}"
+    parameter = _resampler_parameter(key, spec)
+    return None if parameter is None else f"resampler.{parameter[1]}"
 
 
 def looks_like_encoder(tensors: Specs) -> bool:
     """Whether a file without our metadata holds a resampler's inside and projections."""
     return any(
-        (found := _resampler_parameter(key, spec)) is not None and found[1].startswith(_INSIDE)
+        (parameter := _resampler_parameter(key, spec)) is not None
+        and parameter[1].startswith(_INSIDE)
         for key, spec in tensors.items()
     ) and any(projection_of(key, spec) for key, spec in tensors.items())
 
@@ -105,8 +106,10 @@ def _without_others(reading: Reading, tensors: Specs) -> Specs:
 
     def is_whole(keys: Iterable[str]) -> bool:
         some = {key: tensors[key] for key in keys}
-        found = {resampler_name(key, spec) for key, spec in some.items()}
-        return found.issuperset(NEEDED) and any(projection_of(*item) for item in some.items())
+        native_names = {resampler_name(key, spec) for key, spec in some.items()}
+        return native_names.issuperset(NEEDED) and any(
+            projection_of(*item) for item in some.items()
+        )
 
     reading.aside += (leftovers := training_leftovers(tensors))
     rest = _without(tensors, leftovers)
@@ -123,16 +126,16 @@ def _without(tensors: Specs, groups: Iterable[Group]) -> dict[str, TensorSpec]:
 
 def _read_resampler(reading: Reading, tensors: Specs) -> Specs:
     """Adds the resampler's parameters; the rest of the tensors."""
-    found = {
+    parameters = {
         key: parameter
         for key, spec in tensors.items()
         if (parameter := _resampler_parameter(key, spec)) is not None
     }
-    prefixes = {prefix for prefix, name in found.values() if name.startswith(_INSIDE)}
-    inside = {key: name for key, (prefix, name) in found.items() if prefix in prefixes}
+    prefixes = {prefix for prefix, name in parameters.values() if name.startswith(_INSIDE)}
+    inside = {key: name for key, (prefix, name) in parameters.items() if prefix in prefixes}
     names = set(inside.values())
     # Elsewhere such names are read only for what is missing there.
-    astray = {key: name for key, (_, name) in found.items() if name not in names}
+    astray = {key: name for key, (_, name) in parameters.items() if name not in names}
     for key, name in {**inside, **astray}.items():
         reading.add(f"resampler.{name}", key)
     return {key: spec for key, spec in tensors.items() if key not in inside and key not in astray}

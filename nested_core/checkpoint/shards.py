@@ -180,9 +180,9 @@ def _check_shard_name(where: str, name: str | None) -> None:
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], headers: Iterable[Header]) -> None:
-    found = {name: header.path.name for header in headers for name in header.tensors}
-    wrong = [name for name, shard in weight_map.items() if found.get(name) != shard]
-    unnamed = [name for name in found if name not in weight_map]
+    shard_of = {name: header.path.name for header in headers for name in header.tensors}
+    wrong = [name for name, shard in weight_map.items() if shard_of.get(name) != shard]
+    unnamed = [name for name in shard_of if name not in weight_map]
     for label, names in (
         ("tensors are not in the shard that the index says", wrong),
         ("tensors of the shards are not in the index", unnamed),

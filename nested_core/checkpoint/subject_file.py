@@ -114,11 +114,11 @@ def read_record(header: Header) -> SubjectRecord:
 
 
 def _check_encoder(where: str, record: SubjectRecord, encoder: Encoder) -> None:
-    found = encoder_hash(encoder)
-    if record.encoder_hash != found:
+    own_hash = encoder_hash(encoder)
+    if record.encoder_hash != own_hash:
         raise CheckpointError(
             f"{where}: was made with the encoder {record.encoder_hash[:_SHOWN_DIGITS]}, but "
-            f"'{encoder.name}' is {found[:_SHOWN_DIGITS]}. Load the encoder it was made with, or "
+            f"'{encoder.name}' is {own_hash[:_SHOWN_DIGITS]}. Load the encoder it was made with, or "
             "encode the photograph again with this one."
         )
 
@@ -180,13 +180,13 @@ def _noun(where: str, config: dict[str, Any]) -> str:
 
 
 def _encoder_hash(where: str, config: dict[str, Any]) -> str:
-    found = _text(where, config, "encoder_hash")
-    if not _ENCODER_HASH.fullmatch(found):
+    digest = _text(where, config, "encoder_hash")
+    if not _ENCODER_HASH.fullmatch(digest):
         raise CheckpointError(
-            f"{where}: config.encoder_hash is '{shown(found)}', expected 64 hexadecimal digits. "
+            f"{where}: config.encoder_hash is '{shown(digest)}', expected 64 hexadecimal digits. "
             f"{_REMEDY}"
         )
-    return found
+    return digest
 
 
 def _text(where: str, config: dict[str, Any], key: str) -> str:

@@ -24,8 +24,8 @@ def thumbnail_problem(value: Any) -> str | None:
     decoded once.
     """
     if not isinstance(value, str) or len(value) > _MAX_CHARACTERS:
-        found = f"text of {len(value):,} characters" if isinstance(value, str) else f"{value!r:.60}"
-        return f"{found}, {_EXPECTED} of at most {_MAX_CHARACTERS:,} characters"
+        kind = f"text of {len(value):,} characters" if isinstance(value, str) else f"{value!r:.60}"
+        return f"{kind}, {_EXPECTED} of at most {_MAX_CHARACTERS:,} characters"
     if not value:
         return None
     try:

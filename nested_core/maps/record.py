@@ -233,18 +233,18 @@ class MapRecord:
     def by_step(self, picture: int, token: str) -> dict[int, Tensor]:
         """A_s of a token at each recorded step, averaged over sites, on the picture's finest grid."""
         grid = self.finest_grid(picture)
-        found = self.select(picture, token)
+        maps = self.select(picture, token)
         return {
-            step: mean_map([each for each in found if each.step == step], grid)
-            for step in sorted({each.step for each in found})
+            step: mean_map([each for each in maps if each.step == step], grid)
+            for step in sorted({each.step for each in maps})
         }
 
     def by_resolution(self, picture: int, token: str) -> dict[Grid, Tensor]:
         """A_s of a token in the sites of each grid, finest first, averaged over those and the steps."""
-        found = self.select(picture, token)
+        maps = self.select(picture, token)
         return {
-            grid: mean_map([each for each in found if each.grid == grid], grid)
-            for grid in finest_first(each.grid for each in found)
+            grid: mean_map([each for each in maps if each.grid == grid], grid)
+            for grid in finest_first(each.grid for each in maps)
         }
 
     def overlap(self, picture: int, tokens: Sequence[str]) -> tuple[Tensor, float]:
@@ -263,8 +263,8 @@ class MapRecord:
 
     def values(self, picture: int, token: str) -> list[SiteMap]:
         """The maps of a token that have a picture of its values, in network order."""
-        found = [each for each in self.select(picture, token) if each.values is not None]
-        latest = {each.site: each for each in found}
+        maps = [each for each in self.select(picture, token) if each.values is not None]
+        latest = {each.site: each for each in maps}
         return [latest[site] for site in in_network_order(latest)]
 
     def finest_grid(self, picture: int) -> Grid:

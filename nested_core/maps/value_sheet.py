@@ -30,15 +30,15 @@ def values(
     Raises:
         MapError: no values were recorded.
     """
-    found = {token: record.values(picture, token) for token in record.tokens}
-    found = {token: maps for token, maps in found.items() if maps}
-    if not found:
+    maps_of = {token: record.values(picture, token) for token in record.tokens}
+    maps_of = {token: maps for token, maps in maps_of.items() if maps}
+    if not maps_of:
         raise MapError(
             "Show Maps: the record holds no values of this picture. Switch 'values' on in Record "
             "Maps; they are taken at the last of its steps, so each subject must act there "
             "(start_percent, end_percent)."
         )
-    per_subject = max(_COLUMNS, min(_MAX_SITES, _MAX_PICTURES // len(found)))
+    per_subject = max(_COLUMNS, min(_MAX_SITES, _MAX_PICTURES // len(maps_of)))
     size = map_size(record.finest_grid(picture), SMALL)
     body = [
         stack(
@@ -53,7 +53,7 @@ def values(
             ],
             gap=8,
         )
-        for token, maps in found.items()
+        for token, maps in maps_of.items()
     ]
     notes = [
         "Left: the query-dependent value of the subject's token in one layer, one colour per pixel. "

@@ -105,8 +105,8 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 def _spectrum(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, the largest first, and their eigenvectors as columns."""
-    found = cast(tuple[Tensor, Tensor], torch.linalg.eigh(symmetric))  # pyright: ignore[reportUnknownMemberType]
-    return found[0].flip(0), found[1].flip(1)
+    spectrum = cast(tuple[Tensor, Tensor], torch.linalg.eigh(symmetric))  # pyright: ignore[reportUnknownMemberType]
+    return spectrum[0].flip(0), spectrum[1].flip(1)
 
 
 def _with_fixed_signs(

@@ -47,16 +47,17 @@ def _train(arguments: Sequence[str] | None) -> int:
     from .config import parse_arguments
 
     config, resume = parse_arguments(arguments)
-    from .engine import Trainer, make_accelerator
-    from .host import load_host
-    from .sources import open_data
+    from .data import open_data
+    from .diffusers_model import load_base_model
+    from .processes import make_accelerator
+    from .trainer import Trainer
 
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
         logging.getLogger(__package__).setLevel(logging.WARNING)
-    host = load_host(config.base, config.image_encoder, config.base_config)
-    data = open_data(config, host.image_encoder.image_size)
-    trainer = Trainer(config, host, data, accelerator)
+    base_model = load_base_model(config.base, config.image_encoder, config.base_config)
+    data = open_data(config, base_model.image_encoder.image_size)
+    trainer = Trainer(config, base_model, data, accelerator)
     trainer.begin(resume)
     return trainer.run()
 

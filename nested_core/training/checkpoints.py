@@ -22,7 +22,8 @@ from accelerate.utils import gather_object
 from ..checkpoint.weights import listing
 from ..errors import NestedAttentionError
 from .errors import TrainingError
-from .files import UNFINISHED, read_object, replace_file, shown, together, whole_number, writing
+from .files import UNFINISHED, read_object, replace_file, short_repr, whole_number, writing
+from .processes import run_on_all_processes
 from .training_state import TrainingState
 
 _NAME = re.compile(r"step-([0-9]{8})")
@@ -50,7 +51,8 @@ def save_checkpoint(
         TrainingError: the disk refuses; earlier checkpoints are as they were.
     """
     accelerator = state.accelerator
-    final = folder / f"step-{step:08d}"
+    is_main = accelerator.is_main_process
+    final = folder / step_name(step)
     unfinished = final.with_name(final.name + UNFINISHED)
     positions: list[Any] = gather_object([resume])
     all_skipped: list[dict[str, str]] = gather_object([skipped])
@@ -58,21 +60,26 @@ def save_checkpoint(
         "version": _VERSION,
         "step": step,
         "resume": positions,
-        "skipped": {name: reason for each in all_skipped for name, reason in each.items()},
+        "skipped": {name: reason for own in all_skipped for name, reason in own.items()},
         "scaler": state.scaler_state(),
     }
     weights, optimiser = state.gather()
     try:
-        together(accelerator, lambda: _make_room(accelerator.is_main_process, unfinished))
-        together(accelerator, lambda: state.write(unfinished, weights, optimiser))
-        together(accelerator, lambda: _finish(accelerator.is_main_process, unfinished, final, run))
+        run_on_all_processes(accelerator, lambda: _make_folder(is_main, unfinished))
+        run_on_all_processes(accelerator, lambda: state.write(unfinished, weights, optimiser))
+        run_on_all_processes(accelerator, lambda: _finish(is_main, unfinished, final, run))
     except TrainingError:
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)  # the room may be needed at once
+        if is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)  # the space may be needed at once
         raise
-    if accelerator.is_main_process:
-        _forget_old(folder, keep)
+    if is_main:
+        _remove_old(folder, keep)
     accelerator.wait_for_everyone()
+
+
+def step_name(step: int) -> str:
+    """`step-00000012`, which sorts as the steps do."""
+    return f"step-{step:08d}"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -88,22 +95,22 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> tuple[int, Any, d
             was written by another number of processes, whose places in the data cannot be divided
             anew. It says which checkpoint comes before.
     """
-    found: list[tuple[int, Any, dict[str, str]]] = []
+    loaded: list[tuple[int, Any, dict[str, str]]] = []
 
     def read() -> None:
         try:
             run = _read_run(checkpoint)
-            place = _place(state, run)
+            position = _data_position(state, run)
             state.read(checkpoint, run)
             if state.accelerator.is_main_process:
                 _report_left_out(checkpoint, state.expected_files(run))
         except NestedAttentionError as error:
             raise TrainingError(f"{checkpoint}: {error} {_remedy(checkpoint)}") from error
         is_main = state.accelerator.is_main_process
-        found.append((run["step"], place, run["skipped"] if is_main else {}))
+        loaded.append((run["step"], position, run["skipped"] if is_main else {}))
 
-    together(state.accelerator, read)
-    return found[0]
+    run_on_all_processes(state.accelerator, read)
+    return loaded[0]
 
 
 def _read_run(checkpoint: Path) -> dict[str, Any]:
@@ -116,18 +123,20 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
             "version of this trainer: update it."
         )
     step = whole_number(f"{_RUN}: step", run.get("step"))
-    if checkpoint.name != f"step-{step:08d}":
+    if checkpoint.name != step_name(step):
         raise TrainingError(f"{_RUN}: step is {step}, expected that of {checkpoint.name}.")
     resume, skipped = run.get("resume"), run["skipped"]
     if not isinstance(resume, list) or not resume:
-        raise TrainingError(f"{_RUN}: resume is {shown(resume)}, expected a list of places.")
+        raise TrainingError(f"{_RUN}: resume is {short_repr(resume)}, expected a list of places.")
     names = cast("dict[str, Any]", skipped)
     if not isinstance(skipped, dict) or not all(isinstance(each, str) for each in names.values()):
-        raise TrainingError(f"{_RUN}: skipped is {shown(skipped)}, expected names and reasons.")
+        raise TrainingError(
+            f"{_RUN}: skipped is {short_repr(skipped)}, expected names and reasons."
+        )
     return run
 
 
-def _place(state: TrainingState, run: dict[str, Any]) -> Any:
+def _data_position(state: TrainingState, run: dict[str, Any]) -> Any:
     """Where this process's data goes on."""
     positions: list[Any] = run["resume"]
     accelerator = state.accelerator
@@ -161,7 +170,7 @@ def _report_left_out(checkpoint: Path, expected: set[str]) -> None:
             "%s: left out, unopened, %s. They are none of this trainer's files; pickle files could "
             "run code.",
             checkpoint,
-            listing("files", [shown(name) for name in sorted(names)]),
+            listing("files", [short_repr(name) for name in sorted(names)]),
         )
 
 
@@ -169,7 +178,7 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
-def _make_room(is_main: bool, unfinished: Path) -> None:
+def _make_folder(is_main: bool, unfinished: Path) -> None:
     """A new folder; what killed runs left of theirs goes."""
     if is_main:
         for path in unfinished.parent.glob(f"step-*{UNFINISHED}"):
@@ -185,20 +194,20 @@ def _finish(is_main: bool, unfinished: Path, final: Path, run: dict[str, Any]) -
     with writing(final):
         _flush_tree(unfinished)
         if final.exists():
-            _forget(final)
+            _remove(final)
         os.replace(unfinished, final)
         _flush(final.parent)
 
 
-def _forget_old(folder: Path, keep: int) -> None:
+def _remove_old(folder: Path, keep: int) -> None:
     for path in _finished(folder)[: -max(keep, 1)]:
         try:
-            _forget(path)
+            _remove(path)
         except OSError as error:  # the new checkpoint is whole, whatever becomes of the old one
             log.warning("%s: cannot be removed (%s)", path, error)
 
 
-def _forget(path: Path) -> None:
+def _remove(path: Path) -> None:
     # Renamed first: half a checkpoint must not have a checkpoint's name.
     doomed = path.with_name(f"{path.name}.old{UNFINISHED}")
     shutil.rmtree(doomed, ignore_errors=True)

@@ -16,7 +16,7 @@ from ..attention import ValueNorm, ValueNormMode
 from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
 from ..preprocess import CropMode
 from .errors import TrainingError
-from .optimisers import LearningRateSchedule
+from .optimiser import LearningRateSchedule
 
 Precision = Literal["float32", "float16", "bfloat16"]
 MixedPrecision = Literal["no", "fp16", "bf16"]

@@ -1,31 +1,29 @@
 """Files of a run's folder: written whole or not at all, read without trusting them.
 
-Every failure is one sentence. Where several processes take part, what fails in one ends all.
+JSON, and tensors as safetensors: the same bytes for the same tensors. Every failure is one sentence.
 """
-
-# accelerate is typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
-from ..errors import NestedAttentionError
+from ..checkpoint.safetensors_file import read_header
+from ..checkpoint.weights import check_finite, listing
 from .errors import TrainingError
 
 UNFINISHED = ".unfinished"
 _MOST_JSON_BYTES = 100_000_000
 _LONGEST_SHOWN = 80
+_NOTES = "notes"
 
 
 @contextmanager
@@ -82,18 +80,20 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path.name}: cannot be read ({error}), {expected}.") from error
     if not isinstance(value, dict):
-        raise TrainingError(f"{path.name}: holds {shown(value)}, {expected}.")
+        raise TrainingError(f"{path.name}: holds {short_repr(value)}, {expected}.")
     return cast("dict[str, Any]", value)
 
 
 def whole_number(where: str, value: Any, most: int = 2**53) -> int:
     """The value, where it is a whole number from 0 to `most`; else TrainingError."""
     if type(value) is not int or not 0 <= value <= most:
-        raise TrainingError(f"{where} is {shown(value)}, expected a whole number, 0 to {most}.")
+        raise TrainingError(
+            f"{where} is {short_repr(value)}, expected a whole number, 0 to {most}."
+        )
     return value
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """The beginning of a value, for messages."""
     try:
         text = repr(value)
@@ -102,17 +102,75 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
-def together(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Runs `action` in every process. Where it fails in one, all raise that one's error.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
+    """Writes them as they are, whatever their dtype, and `notes` as JSON beside them.
 
-    Else the others would wait, for ever, for one that has ended.
+    Raises:
+        TrainingError: the disk refuses.
     """
-    message = ""
+    # Copies, since the format allows none that share memory.
+    apart = {
+        name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
+    }
+    # One entry: the writer puts several into an order that differs from run to run.
+    metadata = None if notes is None else {_NOTES: json.dumps(notes, sort_keys=True)}
+    with writing(path):
+        save_file(apart, path, metadata=metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, in memory of their own.
+
+    Raises:
+        CheckpointError: missing, cut off, damaged, or with NaN or infinite values.
+    """
+    read_header(path)
     try:
-        action()
-    except (NestedAttentionError, OSError) as error:
-        message = str(error)
-    messages: list[str] = gather_object([message])
-    for each in messages:
-        if each:
-            raise TrainingError(each)
+        tensors = {name: each.clone() for name, each in load_file(path).items()}
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise TrainingError(
+            f"{path.name}: cannot be read ({short_repr(str(error))}), expected a safetensors file."
+        ) from error
+    check_finite(path.name, {n: each for n, each in tensors.items() if each.is_floating_point()})
+    return tensors
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The `notes` that a file was written with, an object; empty without any.
+
+    Raises:
+        TrainingError: they are something else.
+    """
+    text = read_header(path).metadata.get(_NOTES, "{}")
+    try:
+        notes: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path.name}: its notes are no JSON ({error}).") from error
+    if not isinstance(notes, dict):
+        raise TrainingError(f"{path.name}: its notes are {short_repr(notes)}, expected an object.")
+    return cast("dict[str, Any]", notes)
+
+
+def check_same_tensors(
+    where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Raises TrainingError where names, shapes or precisions differ."""
+    missing = [short_repr(name) for name in sorted(set(expected) - set(found))]
+    unknown = [short_repr(name) for name in sorted(set(found) - set(expected))]
+    other = [
+        f"{name} is {each.dtype} {short_repr(list(each.shape))}, expected {expected[name].dtype} "
+        f"{list(expected[name].shape)}"
+        for name, each in found.items()
+        if name in expected
+        and (each.shape != expected[name].shape or each.dtype != expected[name].dtype)
+    ]
+    wrong = [
+        listing(label, names, limit=3)
+        for label, names in (("missing", missing), ("unknown", unknown), ("different", other))
+        if names
+    ]
+    if wrong:
+        raise TrainingError(
+            f"{where}: is not of this run's encoder, which has {len(expected)} tensors: "
+            f"{'; '.join(wrong)}."
+        )

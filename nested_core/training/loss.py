@@ -1,104 +1,86 @@
-"""The objective: the base model's own noise-prediction loss, seen through the trained encoder.
+"""The loss: the base model's own noise-prediction loss, seen through the trained encoder.
 
-A picture's latent `x` and noise `n` are mixed at a time `t`, and the network names what was mixed:
-
-    x_t = alpha x + sigma n
-    epsilon        predicts n                       alpha^2 + sigma^2 = 1
-    v_prediction   predicts alpha n - sigma x       (arXiv:2202.00512)
-    flow           predicts n - x                   alpha = 1 - t, sigma = t (arXiv:2210.02747)
-
-The loss is the mean squared error, by sample, times two optional weights:
+The mean squared error, by sample, times two optional weights:
 
     min-SNR        min(snr, gamma) on the error of x, snr = alpha^2 / sigma^2 (arXiv:2303.09556)
     region         more on the subject than beside it; its mean over the picture stays 1
+
+Every random number comes from the samples' own seeds, and nothing is kept in between.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..config import EncoderConfig
 from ..shapes import Float
+from .base_model import BaseModel, randomise_rows
+from .data.batches import Batch
+from .nested_attention import KeysValues, NestedSubjects
 
-Prediction = Literal["epsilon", "v_prediction", "flow"]
-
-# What a network of flow matching is told at t = 1, as the diffusion models' last step is.
-FLOW_TIMESTEPS = 1000
+Project = Callable[[Tensor, Tensor], KeysValues]
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """How the base model was trained: what it predicts, and its table of noise levels.
+class Objective:
+    """What is minimised.
 
     Attributes:
-        alphas_cumprod: alpha^2 per timestep of a diffusion model; None for flow matching.
-        shift: of the times of flow matching, above 1 towards noise; 1: evenly drawn.
-            (arXiv:2403.03206, section 5.3.2)
+        min_snr_gamma: 0 for no min-SNR weighting.
+        noise_offset: 0 for none.
+        region_weight: weight of the subject's mask; 1 for none.
     """
 
-    prediction: Prediction
-    alphas_cumprod: Float[Tensor, " timesteps"] | None = None
-    shift: float = 1.0
+    encoder_config: EncoderConfig
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+    region_weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        assert (self.alphas_cumprod is None) == (self.prediction == "flow")
+    def loss(self, base_model: BaseModel, project: Project, batch: Batch) -> Float[Tensor, ""]:
+        """The base model's noise-prediction loss with the batch's subjects in their nouns' places.
 
-    def times(self, uniform: Float[Tensor, " batch"]) -> Tensor:
-        """Times from numbers in [0, 1): indices of the table, or t itself for flow matching."""
-        if self.alphas_cumprod is None:
-            return self.shift * uniform / (1.0 + (self.shift - 1.0) * uniform)
-        return (uniform * len(self.alphas_cumprod)).long()
-
-    def times_told(self, times: Tensor) -> Tensor:
-        """The times as the network is told them."""
-        return times if self.alphas_cumprod is not None else times * FLOW_TIMESTEPS
-
-    def coefficients(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, `[batch, 1, 1, 1]` in float32."""
-        if self.alphas_cumprod is None:
-            alpha, sigma = 1.0 - times.float(), times.float()
-        else:
-            squared = self.alphas_cumprod.to(times.device, torch.float32)[times]
-            alpha, sigma = squared.sqrt(), (1.0 - squared).sqrt()
-        return alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
-
-    def mix(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """x_t, what the network sees."""
-        alpha, sigma = self.coefficients(times)
-        return alpha * latents + sigma * noise
-
-    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the network should answer."""
-        if self.prediction == "epsilon":
-            return noise
-        if self.prediction == "flow":
-            return noise - latents
-        alpha, sigma = self.coefficients(times)
-        return alpha * noise - sigma * latents
-
-    def parts(self, noisy: Tensor, prediction: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent and the noise that a prediction claims were mixed; the inverse of `target`."""
-        alpha, sigma = self.coefficients(times)
-        if self.prediction == "epsilon":
-            return (noisy - sigma * prediction) / alpha, prediction
-        if self.prediction == "flow":
-            return noisy - sigma * prediction, noisy + alpha * prediction
-        return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
-
-    def min_snr_weights(self, times: Tensor, gamma: float) -> Float[Tensor, " batch"]:
-        """min(snr, gamma) for an error of x, as a weight on the squared error of the prediction.
-
-        An error e of the prediction is an error of x of e sigma / alpha (epsilon) or e sigma (v and
-        flow). For epsilon that gives min(snr, gamma) / snr, without dividing where snr is 0.
+        Args:
+            project: the trained module, or whatever wraps it.
         """
-        alpha, sigma = (each.flatten() for each in self.coefficients(times))
-        if self.prediction == "epsilon":
-            return (gamma * sigma.square() / alpha.square()).clamp(max=1.0)
-        return torch.minimum(alpha.square(), gamma * sigma.square())
+        device = base_model.frozen_modules()[0].parameters().__next__().device
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        latents = base_model.encode_pixels(batch.pixels.to(device), generators).float()
+        times = base_model.schedule.times(randomise_rows(generators, torch.rand).to(device))
+        noise = randomise_rows(generators, torch.randn, *latents.shape[1:]).to(device)
+        if self.noise_offset:
+            shift = randomise_rows(generators, torch.randn, latents.shape[1], 1, 1).to(device)
+            noise = offset_noise(noise, shift, self.noise_offset)
+        noisy = base_model.schedule.mix(latents, noise, times)
+
+        text = base_model.encode_captions(batch.captions, batch.sizes)
+        hidden_state = self.encoder_config.image_encoder.hidden_state
+        features = base_model.patch_features(batch.reference_pixels.to(device), hidden_state)
+        keys_values = project(features.float(), batch.image_dropped.to(device))
+        subjects = NestedSubjects(keys_values, text.positions, self.encoder_config.value_norm)
+
+        prediction = base_model.predict(noisy, base_model.schedule.timesteps(times), text, subjects)
+        return noise_prediction_loss(
+            prediction,
+            base_model.schedule.target(latents, noise, times),
+            self._sample_weights(base_model, times),
+            self._pixel_weights(batch, latents),
+        )
+
+    def _sample_weights(self, base_model: BaseModel, times: Tensor) -> Tensor | None:
+        if not self.min_snr_gamma:
+            return None
+        return base_model.schedule.min_snr_weights(times, self.min_snr_gamma)
+
+    def _pixel_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
+        if self.region_weight == 1.0:
+            return None
+        height, width = latents.shape[-2:]
+        return region_weights(batch.masks.to(latents.device), self.region_weight, (height, width))
 
 
 def offset_noise(

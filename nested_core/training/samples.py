@@ -1,4 +1,4 @@
-"""Sample grids: what the encoder can do so far, beside its reference and the base model alone."""
+"""Sample grids: what the encoder can do so far, beside its references and the base model alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
+from .base_model import BaseModel, Caption, PictureSize, randomise_rows
+from .data.batches import Batch, Data, Stripe, close_batches
 from .files import replace_file
-from .objective import Project
-from .protocol import Batch, Caption, Host, PictureSize
-from .subjects import NestedSubjects
+from .loss import Project
+from .nested_attention import NestedSubjects
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SampleSettings:
     """How samples are drawn: deterministic (DDIM, arXiv:2010.02502), from fixed noise."""
 
     steps: int
@@ -32,63 +33,73 @@ class Sampling:
 
 
 @torch.no_grad()
-def draw(
-    host: Host,
+def draw_samples(
+    base_model: BaseModel,
     captions: Sequence[Caption],
     subjects: NestedSubjects | None,
-    how: Sampling,
+    settings: SampleSettings,
     device: torch.device,
 ) -> Float[Tensor, "batch 3 height width"]:
     """One picture in [-1, 1] per caption."""
-    side = how.resolution
-    sizes = [PictureSize(side, side, 0, 0, side, side)] * len(captions)
-    text = host.encode_captions(captions, sizes)
-    nothing = host.encode_captions([Caption("", "")] * len(captions), sizes)
-    generators = [torch.Generator().manual_seed(how.seed + i) for i in range(len(captions))]
-    shape = host.encode_pixels(torch.zeros(1, 3, side, side), generators[:1]).shape[1:]
-    latents = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device)
-    times = host.schedule.times(torch.linspace(0.999, 0.0, how.steps + 1, device=device))
-    for now, then in pairwise(times):
-        time, next_time = now.expand(len(captions)), then.expand(len(captions))
-        told = host.schedule.times_told(time)
-        without = host.predict(latents, told, nothing, None).float()
-        prediction = host.predict(latents, told, text, subjects).float()
-        prediction = without + how.guidance * (prediction - without)
-        clean, noise = host.schedule.parts(latents, prediction, time)
-        latents = host.schedule.mix(clean, noise, next_time)
-    return host.decode_latents(latents)
+    side, count = settings.resolution, len(captions)
+    sizes = [PictureSize(side, side, 0, 0, side, side)] * count
+    text = base_model.encode_captions(captions, sizes)
+    empty_text = base_model.encode_captions([Caption("", "")] * count, sizes)
+    generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(count)]
+    shape = base_model.encode_pixels(torch.zeros(1, 3, side, side), generators[:1]).shape[1:]
+    latents = randomise_rows(generators, torch.randn, *shape).to(device)
+    schedule = base_model.schedule
+    times = schedule.times(torch.linspace(0.999, 0.0, settings.steps + 1, device=device))
+    for time, next_time in pairwise(times[:, None].expand(-1, count)):
+        timesteps = schedule.timesteps(time)
+        unconditional = base_model.predict(latents, timesteps, empty_text, None).float()
+        conditional = base_model.predict(latents, timesteps, text, subjects).float()
+        prediction = unconditional + settings.guidance * (conditional - unconditional)
+        clean, noise = schedule.parts(latents, prediction, time)
+        latents = schedule.mix(clean, noise, next_time)
+    return base_model.decode_latents(latents)
 
 
 @torch.no_grad()
 def sample_grid(
-    host: Host,
-    encoder: Project,
+    base_model: BaseModel,
+    project: Project,
     batch: Batch,
     prompts: Sequence[str],
     config: EncoderConfig,
-    how: Sampling,
+    settings: SampleSettings,
     device: torch.device,
 ) -> UInt8[Tensor, "height width 3"]:
     """A row per reference: itself, then by prompt the base model alone and with the subject.
 
-    `encoder` is called once, in whatever wrapper it has; every process must come along.
+    `project` is called once, in whatever wrapper it has; every process must come along.
     """
     pixels = batch.reference_pixels.to(device)
-    features = host.patch_features(pixels, config.image_encoder.hidden_state).float()
-    keys_values = encoder(features, torch.zeros(len(pixels), dtype=torch.bool, device=device))
-    columns = [_shown(batch.reference_pixels, how.resolution)]
+    features = base_model.patch_features(pixels, config.image_encoder.hidden_state).float()
+    keys_values = project(features, torch.zeros(len(pixels), dtype=torch.bool, device=device))
+    columns = [_reference_pictures(batch.reference_pixels, settings.resolution)]
     for prompt in prompts:
         captions = [Caption(prompt, caption.noun) for caption in batch.captions]
-        positions = host.encode_captions(captions, list(batch.sizes)).positions
+        positions = base_model.encode_captions(captions, list(batch.sizes)).positions
         is_bound = bool((positions >= 0).all())
         bound = NestedSubjects(keys_values, positions, config.value_norm) if is_bound else None
         for subjects in (None, bound):
-            columns.append(draw(host, captions, subjects, how, device).cpu())
+            columns.append(draw_samples(base_model, captions, subjects, settings, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)
     return ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _shown(reference_pixels: Tensor, side: int) -> Tensor:
+def sample_batch(data: Data, most: int) -> Batch:
+    """References, captions and sizes of the data's first samples."""
+    batches = data.batches(None, Stripe())
+    batch = next(batches)
+    close_batches(batches)
+    batch.reference_pixels = batch.reference_pixels[:most]
+    batch.captions, batch.sizes = batch.captions[:most], batch.sizes[:most]
+    return batch
+
+
+def _reference_pictures(reference_pixels: Tensor, side: int) -> Tensor:
     """References as pictures in [-1, 1] at the samples' size."""
     mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
     pictures = reference_pixels.cpu() * deviation + mean

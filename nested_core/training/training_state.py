@@ -31,21 +31,30 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .ema import MovingAverage
-from .errors import TrainingError
-from .files import read_object, replace_file, shown, whole_number
-from .generators import generator_states, restore_generators
-from .optimiser_state import (
+from ..checkpoint.weights import listing
+from .errors import DivergedError, TrainingError
+from .files import (
+    check_same_tensors,
+    read_notes,
+    read_object,
+    read_tensors,
+    replace_file,
+    short_repr,
+    whole_number,
+    write_tensors,
+)
+from .optimiser import (
     MakeOptimiser,
+    MovingAverage,
     State,
     check_state,
-    flatten,
-    put_state,
-    read_state,
-    unflatten,
-    unpickled,
+    flatten_state,
+    load_named_state,
+    load_pickle,
+    named_state,
+    unflatten_state,
 )
-from .tensor_files import check_like, read_notes, read_tensors, write_tensors
+from .processes import generator_states, restore_generators
 
 _WEIGHTS = "model.safetensors"
 _OPTIMISER = "optimizer.safetensors"
@@ -78,6 +87,14 @@ class TrainingState:
         """The module without the distributed wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
+    def check_finite(self, step: int) -> None:
+        """Raises DivergedError where a weight is no number: earlier checkpoints are worth more."""
+        named = self.plain_model.named_parameters()
+        wrong = [name for name, weight in named if not bool(weight.isfinite().all())]
+        if wrong:
+            found = listing("weights are no numbers", wrong)
+            raise DivergedError(step, f"the training has diverged, {found}")
+
     def average_name(self) -> str:
         """The file of this process's average."""
         shard = self.accelerator.process_index if self.is_sharded else 0
@@ -90,7 +107,7 @@ class TrainingState:
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             whole = get_optimizer_state_dict(self.model, self._raw_optimiser, options=options)
             return weights, cast("State", whole.get("state", {}))
-        return weights, read_state(self.optimiser, self._names())
+        return weights, named_state(self.optimiser, self._names())
 
     def _names(self) -> list[str]:
         """Of the trained parameters, in the optimiser's order."""
@@ -109,7 +126,7 @@ class TrainingState:
         is_main = self.accelerator.is_main_process
         if is_main:
             write_tensors(folder / _WEIGHTS, weights)
-            tensors, notes = flatten(state, self._names())
+            tensors, notes = flatten_state(state, self._names())
             write_tensors(folder / _OPTIMISER, tensors, notes)
         if self.average.averages and (is_main or self.is_sharded):
             write_tensors(folder / self.average_name(), self.average.tensors())
@@ -139,10 +156,10 @@ class TrainingState:
         if self.average.averages:
             name = self.average_name()
             tensors = read_tensors(folder / name)
-            check_like(name, tensors, self.average.tensors())
+            check_same_tensors(name, tensors, self.average.tensors())
             self.average.load(tensors)
         if self.accelerator.scaler is not None:
-            scaler = unpickled(folder / _PICKLED_SCALER) if is_old else run.get("scaler")
+            scaler = load_pickle(folder / _PICKLED_SCALER) if is_old else run.get("scaler")
             self._put_scaler(scaler)
         # Version 1 kept the generators in pickle files. Nothing random comes from them.
         if not is_old and len(run["resume"]) == self.accelerator.num_processes:
@@ -153,17 +170,17 @@ class TrainingState:
         if self.is_sharded and not self.accelerator.is_main_process:
             return {}, {}  # the main process sends them
         # Version 1 wrote the names as the distributed wrapper gives them.
-        found = read_tensors(folder / _WEIGHTS)
-        weights = {name.removeprefix("module."): each for name, each in found.items()}
+        tensors = read_tensors(folder / _WEIGHTS)
+        weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         model = self.plain_model
         if not self.is_sharded:
-            check_like(_WEIGHTS, weights, model.state_dict())
+            check_same_tensors(_WEIGHTS, weights, model.state_dict())
         where = _PICKLED_OPTIMISER if is_old else _OPTIMISER
         if is_old:
-            state = _by_name(unpickled(folder / where), self._names())
+            state = _by_name(load_pickle(folder / where), self._names())
         else:
             notes = read_notes(folder / where)
-            state = unflatten(where, read_tensors(folder / where), notes)
+            state = unflatten_state(where, read_tensors(folder / where), notes)
         if not self.is_sharded:
             check_state(where, state, self.make_optimiser, model)
         return weights, state
@@ -171,7 +188,7 @@ class TrainingState:
     def _put(self, weights: dict[str, Tensor], state: State) -> None:
         if not self.is_sharded:
             self.plain_model.load_state_dict(weights)
-            return put_state(self.optimiser, self._names(), state)
+            return load_named_state(self.optimiser, self._names(), state)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         optimiser = self._raw_optimiser
         groups = get_optimizer_state_dict(self.model, optimiser, options=options)["param_groups"]
@@ -190,8 +207,8 @@ class TrainingState:
                 scaler.load_state_dict(state)
             case _:
                 raise TrainingError(
-                    f"The gradient scaler's state is {shown(state)}, expected numbers like "
-                    f"{shown(expected)}."
+                    f"The gradient scaler's state is {short_repr(state)}, expected numbers like "
+                    f"{short_repr(expected)}."
                 )
 
     def expected_files(self, run: dict[str, Any]) -> set[str]:
@@ -204,7 +221,11 @@ class TrainingState:
                 | {_PICKLED_OPTIMISER}
                 | ({_PICKLED_SCALER} if self.accelerator.scaler is not None else set())
             )
-        return names | {_OPTIMISER} | {f"generators-{each}.json" for each in range(num_processes)}
+        return (
+            names
+            | {_OPTIMISER}
+            | {f"generators-{process}.json" for process in range(num_processes)}
+        )
 
 
 def _by_name(loaded: Any, names: list[str]) -> State:
@@ -218,6 +239,6 @@ def _by_name(loaded: Any, names: list[str]) -> State:
             return {name: values_of.get(index, {}) for index, name in enumerate(names)}
         case _:
             raise TrainingError(
-                f"{_PICKLED_OPTIMISER}: holds {shown(loaded)}, expected the state of an optimiser of "
+                f"{_PICKLED_OPTIMISER}: holds {short_repr(loaded)}, expected the state of an optimiser of "
                 f"{len(names)} parameters."
             )

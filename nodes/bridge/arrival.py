@@ -122,11 +122,11 @@ def as_told(
         return None
     if any(len(each) != len(latent) for each in (slots, places, *masks)):
         return None
-    told = tuple(Place(*row) for row in places.tolist())
+    row_places = tuple(Place(*row) for row in places.tolist())
     size = tuple(latent.shape[-2:])
-    if any((place.height, place.width) != size for place in told):
+    if any((place.height, place.width) != size for place in row_places):
         return None
-    return Arrival(_rows(slots), told, tuple(masks))
+    return Arrival(_rows(slots), row_places, tuple(masks))
 
 
 def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | None:
@@ -179,5 +179,5 @@ def _place(
         return None
     if not frame.is_connected and size != (frame.height, frame.width):
         return None
-    found = {frame.place(number, row, (height, width, top, left)) for row, top, left in cuts}
-    return found.pop() if len(found) == 1 else None
+    candidates = {frame.place(number, row, (height, width, top, left)) for row, top, left in cuts}
+    return candidates.pop() if len(candidates) == 1 else None

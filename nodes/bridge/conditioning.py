@@ -151,13 +151,13 @@ def read_slots(row: Sequence[int]) -> list[Slot]:
     A doubled token is written as its negative id at the key's even place; behind it, at the value's,
     stands the negative id again, or the id itself where the value is negated.
     """
-    found: list[Slot] = []
+    slots: list[Slot] = []
     for position, number in enumerate(row):
         if number < 0 and position % 2 == 0:
-            found.append(Slot(-number, position, True, row[position + 1] > 0))
-        elif number > 0 and not (found and found[-1].is_doubled and position % 2):
-            found.append(Slot(number, position))
-    return found
+            slots.append(Slot(-number, position, True, row[position + 1] > 0))
+        elif number > 0 and not (slots and slots[-1].is_doubled and position % 2):
+            slots.append(Slot(number, position))
+    return slots
 
 
 class RegionMaps(comfy.conds.CONDRegular):

@@ -32,18 +32,18 @@ def rows_that_read(sent: Tensor, context: Tensor) -> Tensor:
 def where_cut(sent: Tensor, tiles: Tensor) -> list[list[Cut]]:
     """Where in what was sent each tile was cut out; several places where they look alike."""
     height, width = tiles.shape[-2:]
-    found: list[list[Cut]] = [[] for _ in tiles]
+    cuts: list[list[Cut]] = [[] for _ in tiles]
     if tiles.ndim != 4 or sent.ndim != 4 or tiles.shape[1] != sent.shape[1]:
-        return found
+        return cuts
     if height > sent.shape[-2] or width > sent.shape[-1]:
-        return found
+        return cuts
     sent = sent.to(tiles)
     corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
     hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
     if len(hits) > _MAX_PLACES * len(tiles):
-        return found
+        return cuts
     for tile, row, top, left in hits:
         cut = sent[row, :, top : top + height, left : left + width]
         if torch.equal(cut, tiles[tile]):
-            found[tile].append((row, top, left))
-    return found
+            cuts[tile].append((row, top, left))
+    return cuts

@@ -81,9 +81,9 @@ def _unet(model: ModelPatcher) -> UNetModel:
     unet = getattr(model.model, "diffusion_model", None)
     unet = _original(unet)
     if not isinstance(config, _FAMILIES) or not isinstance(unet, UNetModel):
-        found = type(config).__name__ if config is not None else type(model.model).__name__
+        kind = type(config).__name__ if config is not None else type(model.model).__name__
         raise HostError(
-            f"Apply Nested Attention: this MODEL is '{found}'. {_SUPPORTED}. "
+            f"Apply Nested Attention: this MODEL is '{kind}'. {_SUPPORTED}. "
             "Connect such a checkpoint."
         )
     return unet
@@ -114,9 +114,9 @@ def check_clip(clip: CLIP) -> None:
     """Raises HostError unless the text encoder is CLIP-L, CLIP-G or both."""
     keys = set(clip.tokenize("")) if clip is not None else set()
     if not keys or not keys <= {"l", "g"}:
-        found = ", ".join(sorted(keys)) or "none"
+        tokenizers = ", ".join(sorted(keys)) or "none"
         raise HostError(
-            f"Apply Nested Attention: this CLIP has the tokenizers '{found}', expected 'l' (SD1.5), "
+            f"Apply Nested Attention: this CLIP has the tokenizers '{tokenizers}', expected 'l' (SD1.5), "
             "'g' (SDXL refiner) or both (SDXL). Connect the CLIP output of the checkpoint that the "
             "MODEL comes from."
         )

@@ -194,7 +194,7 @@ class LastLatents:
 
     def results(self, out: Tensor, base_model: Any) -> list[Tensor]:
         """As the nodes put them out, on the CPU."""
-        found = [out]
+        latents = [out]
         if isinstance(self._denoised, Tensor):
-            found.append(base_model.process_latent_out(self._denoised.cpu()))
-        return [each.detach().cpu() for each in found]
+            latents.append(base_model.process_latent_out(self._denoised.cpu()))
+        return [each.detach().cpu() for each in latents]

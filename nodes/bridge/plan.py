@@ -87,12 +87,12 @@ class Planner:
         return tuple(subjects.values()), groups
 
     def _tokens_of_row(self, row: int, slots: Sequence[int]) -> list[tuple[int, TokenKey]]:
-        found: list[tuple[int, TokenKey]] = []
+        tokens: list[tuple[int, TokenKey]] = []
         for slot in read_slots(slots):
             key = self._key(row, slot.binding_id)
             if key is not None:
-                found.append((slot.position, TokenKey(key, slot.is_doubled, slot.is_negated)))
-        return found
+                tokens.append((slot.position, TokenKey(key, slot.is_doubled, slot.is_negated)))
+        return tokens
 
     def _group(
         self,
@@ -165,10 +165,10 @@ class Planner:
         owned = self._owners([key.binding_id for key in subjects], rows)
         if owned is None:
             return {}, None
-        found, open_to_all = owned
+        shares, open_to_all = owned
         shared = {
             key: share[:, None] / keys.count(key)
-            for key, share in zip(subjects, found.unbind(dim=1), strict=True)
+            for key, share in zip(subjects, shares.unbind(dim=1), strict=True)
         }
         return shared, self.separation * open_to_all
 
@@ -186,12 +186,12 @@ class Planner:
             return None
         nothing = torch.zeros(len(ids), *size, device=self.device)
         evidence = torch.stack([nothing if each is None else each for each in known])
-        found, open_to_all = ownership(evidence, masks)
+        shares, open_to_all = ownership(evidence, masks)
         # A row that nothing is known of shares its call with others, and nothing else.
         rows_open = torch.tensor(is_open, device=self.device).view(
             -1, *[1] * (open_to_all.ndim - 1)
         )
-        return found, open_to_all * rows_open
+        return shares, open_to_all * rows_open
 
 
 def _on_grid(mask: Tensor | None, rows: Sequence[int], size: tuple[int, int]) -> Tensor | None:

@@ -191,11 +191,11 @@ def _on_cpu(maps: Sequence[Tensor]) -> list[Tensor]:
     by_shape: dict[torch.Size, list[int]] = {}
     for index, each in enumerate(maps):
         by_shape.setdefault(each.shape, []).append(index)
-    found: dict[int, Tensor] = {}
+    copied: dict[int, Tensor] = {}
     for indices in by_shape.values():
         stacked = torch.stack([maps[index] for index in indices]).cpu()
-        found.update(zip(indices, stacked, strict=True))
-    return [found[index] for index in range(len(maps))]
+        copied.update(zip(indices, stacked, strict=True))
+    return [copied[index] for index in range(len(maps))]
 
 
 def _in_whole(seen: Tensor, place: Place) -> Tensor:

@@ -62,11 +62,11 @@ class SubjectMaps:
     ) -> Tensor | None:
         """Of these subjects in a row, `[subjects, height, width]`; None before all were seen."""
         known = [self._known.get((place, each)) for each in binding_ids]
-        found = [each.to(device) for each in known if each is not None]
+        maps = [each.to(device) for each in known if each is not None]
         size = (place.height, place.width)
-        if len(found) < len(binding_ids) or any(each.shape != size for each in found):
+        if len(maps) < len(binding_ids) or any(each.shape != size for each in maps):
             return None
-        return torch.stack(found)
+        return torch.stack(maps)
 
 
 def _mean_over_sites(

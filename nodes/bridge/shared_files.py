@@ -77,7 +77,7 @@ def _no_image_encoder(name: str, reason: str = "") -> str:
 
 
 def _once(known: WeakValueDictionary[Hashable, _T], key: Hashable, read: Callable[[], _T]) -> _T:
-    found = known.get(key)
-    if found is None:
-        found = known[key] = read()
-    return found
+    value = known.get(key)
+    if value is None:
+        value = known[key] = read()
+    return value

@@ -277,11 +277,11 @@ class SiteCall:
         return grid, grid if self._is_whole(grid, options) else None
 
     def _has_text(self, key: Tensor) -> bool:
-        found, planned = key.shape[1], self.num_text_tokens
+        num_tokens, planned = key.shape[1], self.num_text_tokens
         if key.shape[0] != self.num_rows:
             return False
         occurrences = [each for group in self.groups for each in group.occurrences]
-        return all(each.positions_among(found, planned) is not None for each in occurrences)
+        return all(each.positions_among(num_tokens, planned) is not None for each in occurrences)
 
     def _say_shape(self, query: Tensor, key: Tensor, grid: Grid) -> None:
         found = (query.shape[0], key.shape[1], query.shape[1])

@@ -106,10 +106,10 @@ class Frame:
         num_rows, (height, width) = len(latent), latent.shape[-2:]
         whole = cls(num_rows, height, width, height, width)
         options = model_options.get("transformer_options", {})
-        found = _core_window(options, model_options) or _animatediff_window(options)
-        if found is None:
+        window = _core_window(options, model_options) or _animatediff_window(options)
+        if window is None:
             return whole
-        dim, indices, total = found
+        dim, indices, total = window
         # A window that has nothing to do with this latent, as one left behind by an earlier call.
         if dim >= latent.ndim or latent.shape[dim] != len(indices):
             return whole

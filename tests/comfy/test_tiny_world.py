@@ -28,8 +28,10 @@ from lab.training.base_model import (  # noqa: E402
 )
 from lab.training.encoder import encoder_config, train_encoder  # noqa: E402
 from lab.training.host import BaseModel, TinyWorldHost, vision_model  # noqa: E402
-from nested_core.training.engine import make_accelerator  # noqa: E402
-from nested_core.training.protocol import SUBJECT, Caption, Data, Host, Stripe  # noqa: E402
+from nested_core.training import base_model as training_base_model  # noqa: E402
+from nested_core.training.base_model import SUBJECT, Caption  # noqa: E402
+from nested_core.training.data.batches import Data, Stripe  # noqa: E402
+from nested_core.training.processes import make_accelerator  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +182,7 @@ def test_the_base_model_is_read_back_bit_for_bit(weights) -> None:
 
 def test_training_and_comfyui_predict_the_same(weights) -> None:
     host = TinyWorldHost(weights)
-    assert isinstance(host, Host)
+    assert isinstance(host, training_base_model.BaseModel)
     text = "a photo in the city, at the left person with red hat"
     conditions = host.encode_captions([Caption(text.replace("person", SUBJECT), "person")], [])
     assert conditions.positions.tolist() == [10]
@@ -191,7 +193,7 @@ def test_training_and_comfyui_predict_the_same(weights) -> None:
     base = models.load_model(weights).model
     with torch.no_grad():
         denoised = base.apply_model(noisy, sigma, c_crossattn=conditions.context)
-        prediction = host.predict(noisy, host.schedule.times_told(sigma), conditions, None)
+        prediction = host.predict(noisy, host.schedule.timesteps(sigma), conditions, None)
     ours, _ = host.schedule.parts(noisy, prediction, sigma)
     assert torch.allclose(ours, denoised, atol=1e-4)
 

@@ -36,8 +36,8 @@ from lab.measures.scores import Scores, difference, estimate, measure  # noqa: E
 from lab.report.page import BEGIN, END, conclusions_of  # noqa: E402
 from lab.subjects.held_out import held_out_subject, held_out_subjects  # noqa: E402
 from nested_core.attention import ValueNorm  # noqa: E402
-from nested_core.training.protocol import SUBJECT, Caption  # noqa: E402
-from nested_core.training.subjects import NestedSubjects  # noqa: E402
+from nested_core.training.base_model import SUBJECT, Caption  # noqa: E402
+from nested_core.training.nested_attention import NestedSubjects  # noqa: E402
 
 STEPS = 2
 NESTED, DECOUPLED = Nested("nested", SHIPPED), Decoupled("decoupled", SHIPPED, strength=0.7)
@@ -155,7 +155,7 @@ def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weight
     text = host.encode_captions([Caption(prompt.caption(SUBJECT), kind)], [])
     noisy, sigma = torch.from_numpy(prompt.noise(1, 48, 8, 8)), torch.tensor([0.7])
     subjects = NestedSubjects(keys_values, text.positions, ValueNorm())
-    told = host.schedule.times_told(sigma)
+    told = host.schedule.timesteps(sigma)
     prediction = host.predict(noisy, told, text, subjects)
     ours, _ = host.schedule.parts(noisy, prediction, sigma)
     model = decoupled.with_decoupled_subjects(studio.model, encoder, tokens[None], 1.0)

@@ -30,8 +30,9 @@ from nested_core.checkpoint import load_encoder, save_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from nested_core.encoder import Encoder
 from nested_core.preprocess import clip_pixels
-from nested_core.training.protocol import Caption
-from nested_core.training.subjects import KeyValueEncoder, NestedSubjects
+from nested_core.training.base_model import Caption
+from nested_core.training.encoders import KeyValueEncoder
+from nested_core.training.nested_attention import NestedSubjects
 
 NODES = pack.ROOT / "demo" / "custom_nodes" / "tiny_world"
 _ANNA = world.Identity("person", {"hat": "red", "hair": "pink"}, {})
@@ -174,7 +175,7 @@ def _euler(trained: host.TinyWorldHost, caption: Caption, subjects, steps: int, 
         trained.encode_captions([each] * 2, []) for each in (caption, Caption("", ""))
     )
     for time, following in itertools.pairwise(times):
-        told = trained.schedule.times_told(time.expand(2))
+        told = trained.schedule.timesteps(time.expand(2))
         conditional = trained.predict(latents, told, words, subjects)
         unconditional = trained.predict(latents, told, nothing, None)
         velocity = unconditional + cfg * (conditional - unconditional)

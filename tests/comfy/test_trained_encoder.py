@@ -1,4 +1,4 @@
-"""An encoder trained on the diffusers host does in ComfyUI what it did in training."""
+"""An encoder trained on the diffusers model does in ComfyUI what it did in training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))
 import tiny_models
 
 from nested_core.training.__main__ import main
-from nested_core.training.host import DiffusersHost
-from nested_core.training.processors import CrossAttentionProcessor
-from nested_core.training.protocol import TextConditions
-from nested_core.training.subjects import NestedSubjects
+from nested_core.training.base_model import TextConditions
+from nested_core.training.diffusers_model import DiffusersModel
+from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
 
 kv_cache = pack.module("nodes.bridge.kv_cache")
 site_call = pack.module("nodes.bridge.site_call")
@@ -141,12 +140,12 @@ def _plain_site(site):
 
 
 def test_the_whole_unet_predicts_the_same_in_both_hosts(trained) -> None:
-    host = DiffusersHost(
+    base_model = DiffusersModel(
         tiny_models.tiny_pipeline(trained.family, TOKENIZER), tiny_models.tiny_image_encoder()
     )
     unet = trained.model.model.diffusion_model
     names = comfy.utils.unet_to_diffusers(tiny.FAMILIES[trained.family].unet_config)
-    weights = host.unet.state_dict()
+    weights = base_model.unet.state_dict()
     own = {theirs: weights[name] for name, theirs in names.items() if name in weights}
     assert set(own) == set(unet.state_dict())
     unet.load_state_dict(own)
@@ -169,7 +168,9 @@ def test_the_whole_unet_predicts_the_same_in_both_hosts(trained) -> None:
             extras = {"text_embeds": pooled, "time_ids": sizes}
         text = TextConditions(context, torch.tensor([2]), extras)
         subjects = _subjects(trained, subject, 1, 2)
-        ours = host.predict(noisy, times, text, subjects)
+        ours = base_model.predict(noisy, times, text, subjects)
         assert scenes.relative_difference(ours, theirs) < 1e-4
-        assert scenes.relative_difference(host.predict(noisy, times, text, None), theirs) > 1e-3
+        assert (
+            scenes.relative_difference(base_model.predict(noisy, times, text, None), theirs) > 1e-3
+        )
     assert len(calls) == trained.steps

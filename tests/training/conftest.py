@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nested_core.training.__main__ import main
 from nested_core.training.config import TrainingConfig
 
 _NEEDED = ("accelerate", "diffusers", "webdataset")  # `dev.py` installs them
@@ -82,3 +85,53 @@ def settings(
 def make_config(settings: Callable[..., dict[str, Any]]) -> MakeConfig:
     """The same as a `TrainingConfig`."""
     return lambda *args, **changes: TrainingConfig(**settings(*args, **changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base_folders, image_encoder_folder) -> dict[str, Any]:
+    """The settings of a run of two steps with a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_examples(folder / "data")
+    run = tiny_settings(folder / "run", base_folders["sd15"], image_encoder_folder, data)
+    changed = {**run, "steps": 2, "save_every": 1}
+    (folder / "run.json").write_text(json.dumps(changed))
+    assert main(["--config", str(folder / "run.json")]) == 0
+    return changed
+
+
+@pytest.fixture(scope="module")
+def trainer(finished: dict[str, Any]) -> Any:
+    """A run that could go on from such a checkpoint."""
+    from accelerate import Accelerator
+
+    from nested_core.training.data import open_data
+    from nested_core.training.diffusers_model import load_base_model
+    from nested_core.training.trainer import Trainer
+
+    config = TrainingConfig(**finished)
+    base_model = load_base_model(config.base, config.image_encoder)
+    data = open_data(config, base_model.image_encoder.image_size)
+    return Trainer(config, base_model, data, Accelerator(cpu=True))
+
+
+@pytest.fixture
+def output(finished, tmp_path) -> Path:
+    """A copy of the finished run's folder."""
+    return shutil.copytree(finished["output"], tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoint(output) -> Path:
+    return output / "checkpoints" / "step-00000002"
+
+
+@pytest.fixture
+def go_on(finished, output, tmp_path) -> Callable[..., int]:
+    """The command's status where it goes on with the copy for a step."""
+
+    def run(*arguments: str) -> int:
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps({**finished, "output": str(output), "steps": 3}))
+        return main(["--config", str(file), "--resume", *arguments])
+
+    return run

@@ -11,7 +11,7 @@ import torch
 from nested_core.training.__main__ import main
 from nested_core.training.config import TrainingConfig, parse_arguments, read_config_file
 from nested_core.training.errors import TrainingError
-from nested_core.training.optimisers import learning_rate_factor, make_optimiser
+from nested_core.training.optimiser import learning_rate_factor, make_optimiser
 
 NEEDED = ["--output", "o", "--base", "b", "--image-encoder", "i", "--data", "d"]
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from nested_core.training import engine
+from nested_core.training import trainer
 from nested_core.training.__main__ import main
 from nested_core.training.checkpoints import latest_checkpoint
 from nested_core.training.config import TrainingConfig
+from nested_core.training.data.batches import read_batches
 from nested_core.training.errors import TrainingError
 from nested_core.training.files import replace_file
-from nested_core.training.readers import read_batches
-from nested_core.training.records import FigureLog, write_settings
+from nested_core.training.run_folder import FigureLog, write_settings
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -77,8 +77,8 @@ def output(settings) -> Path:
 
 def test_a_checkpoint_that_does_not_fit_costs_no_other(train, output, monkeypatch) -> None:
     """And the readers, which are deaf to SIGTERM, do not keep the process from ending."""
-    save = on_a_full_disk(engine.save_checkpoint, 2_000, call=3)
-    monkeypatch.setattr(engine, "save_checkpoint", save)
+    save = on_a_full_disk(trainer.save_checkpoint, 2_000, call=3)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     status, said = train(save_every=1, workers=1)
     assert status == 2
     assert "model.safetensors: cannot be written (" in said
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_does_not_fit_costs_no_other(train, output, monkeypatc
     ],
 )
 def test_the_last_save_on_a_full_disk(train, output, monkeypatch, where, most_bytes, name) -> None:
-    monkeypatch.setattr(engine, where, on_a_full_disk(getattr(engine, where), most_bytes))
+    monkeypatch.setattr(trainer, where, on_a_full_disk(getattr(trainer, where), most_bytes))
     status, said = train(steps=1)
     assert status == 2
     assert f"{name}: cannot be written" in said
@@ -176,7 +176,7 @@ class Stuck(Dataset[Any]):
 
 def test_a_reader_that_is_stuck_ends_with_the_run(monkeypatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    batches = read_batches(Stuck(), workers=2, turns=[[0]] * 9)
+    batches = read_batches(Stuck(), workers=2, sampler=[[0]] * 9)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -199,7 +199,7 @@ class Killed(Dataset[Any]):
 
 def test_a_reader_that_was_killed_is_one_sentence() -> None:
     with pytest.raises(TrainingError, match="A process that reads data has ended") as said:
-        next(read_batches(Killed(), workers=1, turns=[[0]]))
+        next(read_batches(Killed(), workers=1, sampler=[[0]]))
     assert "Traceback" not in str(said.value)
     assert not multiprocessing.active_children()
 

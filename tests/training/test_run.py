@@ -10,42 +10,42 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_models import tiny_pipeline
 
 from nested_core.checkpoint import load_encoder, save_encoder
 from nested_core.encoder import Encoder
 from nested_core.resampler import ResamplerExtras
 from nested_core.training.__main__ import main
+from nested_core.training.base_model import BaseModel
 from nested_core.training.config import TrainingConfig
-from nested_core.training.engine import Trainer
+from nested_core.training.data import open_data
+from nested_core.training.data.batches import Data, Stripe
+from nested_core.training.diffusers_model import load_base_model
 from nested_core.training.errors import TrainingError
-from nested_core.training.host import DiffusersHost, load_host, read_schedule
-from nested_core.training.protocol import Data, Host, Stripe
-from nested_core.training.sources import open_data
+from nested_core.training.trainer import Trainer
 
 
 def make_trainer(config: TrainingConfig) -> Trainer:
-    host = load_host(config.base, config.image_encoder)
-    data = open_data(config, host.image_encoder.image_size)
+    base_model = load_base_model(config.base, config.image_encoder)
+    data = open_data(config, base_model.image_encoder.image_size)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=config.accumulation)
-    trainer = Trainer(config, host, data, accelerator)
+    trainer = Trainer(config, base_model, data, accelerator)
     trainer.begin(resume=False)
     return trainer
 
 
-def frozen_weights(host: Host) -> list[torch.Tensor]:
-    return [each.clone() for m in host.frozen_modules() for each in m.state_dict().values()]
+def frozen_weights(base_model: BaseModel) -> list[torch.Tensor]:
+    return [each.clone() for m in base_model.frozen_modules() for each in m.state_dict().values()]
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_only_the_encoder_changes(family, make_config) -> None:
     trainer = make_trainer(make_config(family, steps=2, weight_decay=0.0))
-    assert isinstance(trainer.host, Host)
+    assert isinstance(trainer.base_model, BaseModel)
     assert isinstance(trainer.data, Data)
-    frozen = frozen_weights(trainer.host)
+    frozen = frozen_weights(trainer.base_model)
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
     assert trainer.run() == 0
-    after = frozen_weights(trainer.host)
+    after = frozen_weights(trainer.base_model)
     assert all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True))
     left = [name for name, each in trainer.model.state_dict().items() if each.equal(before[name])]
     assert left == []
@@ -65,7 +65,7 @@ def test_one_batch_can_be_learned(make_config) -> None:
     batch = next(trainer.data.batches(None, Stripe()))
     losses = []
     for _ in range(40):
-        loss = trainer.objective.loss(trainer.host, trainer.model, batch)
+        loss = trainer.objective.loss(trainer.base_model, trainer.model, batch)
         trainer.accelerator.backward(loss)
         trainer.optimiser.step()
         trainer.optimiser.zero_grad()
@@ -84,9 +84,9 @@ def objective_loss(make_config):
         batch = dataclasses.replace(batch, **batch_changes)
         changed = dataclasses.replace(trainer.objective, **(objective or {}))
         with torch.no_grad():
-            return float(changed.loss(trainer.host, trainer.model, batch))
+            return float(changed.loss(trainer.base_model, trainer.model, batch))
 
-    loss.schedule = trainer.host.schedule
+    loss.schedule = trainer.base_model.schedule
     return loss
 
 
@@ -135,12 +135,12 @@ def test_it_starts_as_words_that_nobody_wrote(make_config) -> None:
     encoder = trainer.model.encoder
     for site in encoder.site_dims:
         own = encoder.projections(site)
-        to_k, to_v = trainer.host.projection_weights(site)
+        to_k, to_v = trainer.base_model.projection_weights(site)
         assert torch.equal(own.to_k.weight, to_k)
         assert torch.equal(own.to_v.weight, to_v)
     captions = trainer.data.some_captions(6)
     sizes = next(trainer.data.batches(None, Stripe())).sizes[:1] * 6
-    text = trainer.host.encode_captions(captions, sizes)
+    text = trainer.base_model.encode_captions(captions, sizes)
     words = torch.cat([row[1 : p + 1] for row, p in zip(text.context, text.positions, strict=True)])
     features = torch.randn(4, 17, 24, generator=torch.Generator().manual_seed(0))
     tokens = encoder.encode(features).detach().flatten(0, 1)
@@ -158,7 +158,7 @@ def test_gradient_checkpointing_changes_nothing(make_config) -> None:
             )
         )
         batch = next(trainer.data.batches(None, Stripe()))
-        trainer.objective.loss(trainer.host, trainer.model, batch).backward()
+        trainer.objective.loss(trainer.base_model, trainer.model, batch).backward()
         gradients.append({n: p.grad for n, p in trainer.model.named_parameters()})
     assert all(torch.equal(each, gradients[1][name]) for name, each in gradients[0].items())
 
@@ -255,31 +255,6 @@ def test_optional_parts_of_an_earlier_resampler_are_trained_on(make_config, tmp_
     trained = load_encoder(Path(config.output, "encoder.safetensors"))
     assert trained.resampler.extras == extras
     assert not torch.equal(trained.resampler.pos_emb.weight, earlier.resampler.pos_emb.weight)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_schedule_is_the_schedulers(prediction, tokenizer_folder) -> None:
-    scheduler = tiny_pipeline("sd15", tokenizer_folder, prediction_type=prediction).scheduler
-    schedule = read_schedule(scheduler)
-    assert schedule.prediction == prediction
-    x, n = torch.randn(2, 1, 4, 8, 8).unbind(0)
-    times = torch.tensor([321])
-    assert torch.allclose(schedule.mix(x, n, times), scheduler.add_noise(x, n, times), atol=1e-6)
-    if prediction == "v_prediction":
-        velocity = scheduler.get_velocity(x, n, times)
-        assert torch.allclose(schedule.target(x, n, times), velocity, atol=1e-6)
-
-
-def test_flow_matching_is_seen() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    assert read_schedule(scheduler).prediction == "flow"
-
-
-def test_another_prediction_is_refused(tokenizer_folder) -> None:
-    pipeline = tiny_pipeline("sd15", tokenizer_folder, prediction_type="sample")
-    with pytest.raises(TrainingError, match="predicts 'sample', expected epsilon"):
-        DiffusersHost(pipeline, None)
 
 
 def test_a_base_model_that_is_not_there_is_named(tmp_path, settings, caplog) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import PLAIN, take, texts
+from test_folder import PLAIN, take, texts
 from tiny_models import write_picture
 
 pytest.importorskip("webdataset")
+from nested_core.training.data.batches import Data, Stripe
+from nested_core.training.data.shards import ShardData, expand_shards
 from nested_core.training.errors import TrainingError
-from nested_core.training.protocol import Data, Stripe
-from nested_core.training.shards import ShardData, expand_shards
 
 
 @pytest.fixture

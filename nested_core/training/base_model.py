@@ -1,8 +1,9 @@
-"""What the trainer asks of a base model, of data, and what passes between them."""
+"""What the trainer asks of a base model, what passes between them, and what helps to be one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HiddenState, ImageEncoderConfig
-from ..shapes import Bool, Float, Int
+from ..prompt import MarkedToken, mark_tokens
+from ..shapes import Float, Int
 from ..sites import AttentionSite
-from .loss import NoiseSchedule
-from .subjects import NestedSubjects
+from .nested_attention import NestedSubjects
+from .noise_schedule import NoiseSchedule
 
 SUBJECT = "{subject}"
+_END_OF_NOUN = "\U000f0000"  # a private code point, as in `prompt.py`
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class PictureSize:
-    """Where a training picture was cut from, as SDXL is told it. Pixels."""
+    """Where a training picture was cut from, for SDXL's size conditioning. Pixels."""
 
     original_height: int
     original_width: int
@@ -58,54 +61,8 @@ class TextConditions:
     extras: Mapping[str, Tensor] = field(default_factory=lambda: {})
 
 
-@dataclass(eq=False)
-class Batch:
-    """The samples of one process and micro-step.
-
-    Attributes:
-        pixels: in [-1, 1].
-        reference_pixels: as the image encoder wants them.
-        masks: 1 on the subject; 1 everywhere for samples without a mask.
-        image_dropped: rows whose reference is withheld from the encoder.
-        seeds: one per sample; everything random in its step follows from it.
-        skipped: names and reasons of the examples that could not be read on the way here.
-        resume: where this process's stream goes on behind this batch; JSON.
-    """
-
-    pixels: Float[Tensor, "batch 3 height width"]
-    reference_pixels: Float[Tensor, "batch 3 size size"]
-    captions: Sequence[Caption]
-    masks: Float[Tensor, "batch 1 height width"]
-    image_dropped: Bool[Tensor, " batch"]
-    sizes: Sequence[PictureSize]
-    seeds: Sequence[int]
-    skipped: Mapping[str, str] = field(default_factory=lambda: {})
-    resume: Any = None
-
-
-@dataclass(frozen=True)
-class Stripe:
-    """The share of a stream of batches that one of several processes takes."""
-
-    process: int = 0
-    num_processes: int = 1
-
-
 @runtime_checkable
-class Data(Protocol):
-    """An endless stream of batches in an order that seed and epoch decide."""
-
-    def batches(self, resume: Any, stripe: Stripe) -> Iterator[Batch]:
-        """This process's batches from the start, or from where a batch's `resume` points."""
-        ...
-
-    def some_captions(self, count: int) -> Sequence[Caption]:
-        """The first captions, to learn from what the base model's text tokens look like."""
-        ...
-
-
-@runtime_checkable
-class Host(Protocol):
+class BaseModel(Protocol):
     """A frozen base model with its text encoders, latent space and image encoder."""
 
     base: str
@@ -159,5 +116,59 @@ class Host(Protocol):
         text: TextConditions,
         subjects: NestedSubjects | None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The base model's prediction; `times` as `NoiseSchedule.times_told` gives them."""
+        """The base model's prediction; `times` as `NoiseSchedule.timesteps` gives them."""
         ...
+
+
+@dataclass(frozen=True)
+class CaptionTokenizer:
+    """A CLIP tokenizer of the transformers library with the length that the text encoder reads."""
+
+    tokenizer: Any
+    length: int
+
+    def __call__(self, caption: Caption) -> tuple[list[int], int]:
+        """Token ids at full length, and the position of the noun's last token (-1 without one).
+
+        A caption whose noun lies behind the last position that is read would bind nothing; it is
+        replaced by the noun alone.
+        """
+        marked = caption.text.replace(SUBJECT, caption.noun + _END_OF_NOUN, 1)
+        marked = marked.replace(SUBJECT, caption.noun)
+        ids = mark_tokens(marked, {_END_OF_NOUN: 1}, self._ids, self._lengths)
+        marked_ids = (index for index, token in enumerate(ids) if isinstance(token, MarkedToken))
+        position = next(marked_ids, -1)
+        is_bound = SUBJECT in caption.text
+        if is_bound and not 0 <= position < self.length - 1:
+            if caption.text == SUBJECT:
+                raise ValueError(f"the noun '{caption.noun}' has no token that the encoder reads")
+            logging.warning("The noun is out of reach, caption left out: %r", caption.text[:200])
+            return self(Caption(SUBJECT, caption.noun))
+        return self._at_full_length([int(token) for token in ids]), position
+
+    def _at_full_length(self, ids: list[int]) -> list[int]:
+        if len(ids) > self.length:
+            ids = [*ids[: self.length - 1], self.tokenizer.eos_token_id]
+        return ids + [self.tokenizer.pad_token_id] * (self.length - len(ids))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _lengths(self, ids: list[int]) -> list[int]:
+        special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        words: Sequence[str] = self.tokenizer.convert_ids_to_tokens(ids)
+        return [
+            0 if token in special else len(word.removesuffix("</w>"))
+            for token, word in zip(ids, words, strict=True)
+        ]
+
+
+def randomise_rows(
+    generators: Sequence[torch.Generator], draw: Callable[..., Tensor], *shape: int
+) -> Float[Tensor, "batch *shape"]:
+    """A draw per row from the row's own generator, on the CPU: the same on every device.
+
+    Args:
+        draw: `torch.rand` or `torch.randn`.
+    """
+    return torch.stack([draw(shape, generator=generator) for generator in generators])

@@ -1,21 +1,30 @@
-"""One training example: a picture, its caption, a photograph of its subject, a mask of the subject."""
+"""One training example: a picture, its caption, a photograph of its subject, a mask of the subject.
+
+The metadata says of each which files it is made of; everything random in it follows from a seed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import SubjectError
-from ..preprocess import CropMode, clip_pixels, square_photographs
-from ..shapes import Float
-from .protocol import SUBJECT, Caption, PictureSize
+from ...errors import SubjectError
+from ...preprocess import CropMode, clip_pixels, square_photographs
+from ...shapes import Float
+from ..base_model import SUBJECT, Caption, PictureSize
+from ..errors import TrainingError
+
+# After so many unreadable ones in a row the data is at fault, not the files.
+MAX_UNREADABLE = 100
 
 ReadFile = Callable[[str], bytes]
 # Pillow raises these for files that are no picture, cut off, or absurdly large.
@@ -44,6 +53,50 @@ class Record:
     references: tuple[str, ...] = ()
     mask: str | None = None
     noun: str | None = None
+
+
+def record_from(where: str, entry: Any, image: str | None = None) -> Record:
+    """A record from its JSON object; `image` where the file's name is known otherwise.
+
+    Raises:
+        TrainingError: an entry is missing or of the wrong type, or the text has no `{subject}`.
+    """
+    if not isinstance(entry, dict):
+        raise TrainingError(f"{where}: found {_short_json(entry)}, expected a JSON object.")
+    fields = cast("dict[str, Any]", entry)
+    references: Any = fields.get("reference") or []
+    values = {"file_name": image or fields.get("file_name"), "text": fields.get("text")}
+    for name, value in values.items():
+        if not isinstance(value, str) or not value:
+            raise TrainingError(f"{where}: {name} is {_short_json(value)}, expected text.")
+    if values["text"].count(SUBJECT) != 1:  # type: ignore[union-attr]
+        raise TrainingError(
+            f"{where}: the text is {_short_json(values['text'])}, expected {SUBJECT} once, where the "
+            "noun goes: the word that the subject is bound to."
+        )
+    listed: Any = [references] if isinstance(references, str) else references
+    optional = [each for each in (fields.get("mask"), fields.get("noun")) if each is not None]
+    if not isinstance(listed, list) or not _are_text([*cast("list[Any]", listed), *optional]):
+        raise TrainingError(
+            f"{where}: reference, mask or noun is no text. Expected file names; `reference` may be "
+            "a list of them."
+        )
+    return Record(
+        image=cast("str", values["file_name"]),
+        text=cast("str", values["text"]),
+        references=tuple(cast("list[str]", listed)),
+        mask=fields.get("mask"),
+        noun=fields.get("noun"),
+    )
+
+
+def _are_text(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _short_json(value: Any) -> str:
+    """The beginning of a value as JSON, for messages."""
+    return json.dumps(value)[:80]
 
 
 @dataclass(frozen=True)
@@ -86,7 +139,7 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def make_example(record: Record, read: ReadFile, how: Preparation, seed: int) -> Example:
+def make_example(record: Record, read: ReadFile, preparation: Preparation, seed: int) -> Example:
     """The example, with everything random in it drawn from `seed`.
 
     Raises:
@@ -94,13 +147,13 @@ def make_example(record: Record, read: ReadFile, how: Preparation, seed: int) ->
     """
     draws = random.Random(seed)
     reference = draws.choice(record.references or (record.image,))
-    drops_image, drops_text = draw_dropout(draws.random(), how)
+    drops_image, drops_text = draw_dropout(draws.random(), preparation)
     picture = _decode(record.image, read, "RGB")
     mask = None if record.mask is None else _decode(record.mask, read, "L")
-    square, size = _training_square(picture, how.resolution)
+    square, size = _training_square(picture, preparation.resolution)
     mask_square = None
     if mask is not None:
-        mask_square, _ = _training_square(mask.resize(picture.size), how.resolution)
+        mask_square, _ = _training_square(mask.resize(picture.size), preparation.resolution)
     is_itself = reference == record.image
     return Example(
         pixels=_tensor(square) * 2.0 - 1.0,
@@ -108,21 +161,21 @@ def make_example(record: Record, read: ReadFile, how: Preparation, seed: int) ->
             reference,
             picture if is_itself else _decode(reference, read, "RGB"),
             mask if is_itself else None,
-            how,
+            preparation,
         ),
         mask=torch.ones(1, *square.size) if mask_square is None else _tensor(mask_square),
-        caption=Caption(SUBJECT if drops_text else record.text, record.noun or how.noun),
+        caption=Caption(SUBJECT if drops_text else record.text, record.noun or preparation.noun),
         image_dropped=drops_image,
         size=size,
         seed=seed_of("noise", seed),
     )
 
 
-def draw_dropout(uniform: float, how: Preparation) -> tuple[bool, bool]:
+def draw_dropout(uniform: float, shares: Preparation) -> tuple[bool, bool]:
     """Whether the image and whether the text is dropped, from a number in [0, 1)."""
-    both = uniform < how.drop_both
-    image = both or uniform < how.drop_both + how.drop_image
-    text = both or (not image and uniform < how.drop_both + how.drop_image + how.drop_text)
+    both = uniform < shares.drop_both
+    image = both or uniform < shares.drop_both + shares.drop_image
+    text = both or (not image and uniform < shares.drop_both + shares.drop_image + shares.drop_text)
     return image, text
 
 
@@ -147,18 +200,18 @@ def _training_square(picture: Image.Image, side: int) -> tuple[Image.Image, Pict
 
 
 def _reference_pixels(
-    name: str, photograph: Image.Image, mask: Image.Image | None, how: Preparation
+    name: str, photograph: Image.Image, mask: Image.Image | None, preparation: Preparation
 ) -> Tensor:
     image_bhwc = _tensor(photograph).movedim(0, -1)[None]
     masks = None if mask is None else _tensor(mask.resize(photograph.size))
-    crop: CropMode = how.reference_crop
+    crop: CropMode = preparation.reference_crop
     if crop == "subject" and masks is None:
         crop = "center"
     try:
         (square,) = square_photographs(image_bhwc, masks, crop)
     except SubjectError as error:
         raise UnreadableError(name, str(error)) from error
-    return clip_pixels(square, how.reference_size)[0]
+    return clip_pixels(square, preparation.reference_size)[0]
 
 
 def _tensor(image: Image.Image) -> Tensor:

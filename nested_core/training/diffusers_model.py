@@ -7,32 +7,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from ..checkpoint.layouts import DiffusersPlace, layers_per_block, named_place
 from ..config import HiddenState, ImageEncoderConfig
+from ..errors import HostError
 from ..shapes import Float
 from ..sites import AttentionSite
 from ..vision import patch_features
-from .captions import CaptionTokenizer
+from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
-from .loss import NoiseSchedule, Prediction
-from .processors import SUBJECTS_KEY, cross_attentions, install_processors
-from .protocol import Caption, PictureSize, TextConditions
-from .subjects import NestedSubjects
+from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
+from .noise_schedule import NoiseSchedule, Prediction
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # SDXL's VAE overflows in half precision; the others' are small beside the UNet.
 _VAE_DTYPE = torch.float32
 
 
-def load_host(base: str, image_encoder: str, base_config: str = "") -> DiffusersHost:
+def load_base_model(base: str, image_encoder: str, base_config: str = "") -> DiffusersModel:
     """The base model and the image encoder, on the CPU in float32.
 
     Args:
@@ -54,7 +54,7 @@ def load_host(base: str, image_encoder: str, base_config: str = "") -> Diffusers
             f"loaded ({error}). Expected: a .safetensors checkpoint of SD1.5 or SDXL, a folder in "
             "diffusers' layout or a hub name; and a folder or hub name of a CLIP vision model."
         ) from error
-    return DiffusersHost(pipeline, vision)
+    return DiffusersModel(pipeline, vision)
 
 
 def _load_pipeline(base: str, base_config: str) -> Any:
@@ -74,8 +74,8 @@ def _is_sdxl_file(path: str) -> bool:
     return any(name.startswith("conditioner.") for name in read_header(path).tensors)
 
 
-class DiffusersHost:
-    """The `Host` of a Stable Diffusion or SDXL pipeline. The pipeline's modules are frozen."""
+class DiffusersModel:
+    """The `BaseModel` of a Stable Diffusion or SDXL pipeline. The pipeline's modules are frozen."""
 
     def __init__(self, pipeline: Any, vision: Any) -> None:
         self.unet: Any = pipeline.unet
@@ -83,17 +83,18 @@ class DiffusersHost:
         self.vision: Any = vision
         self.text_encoders: list[Any] = _present(pipeline, "text_encoder", "text_encoder_2")
         tokenizers = _present(pipeline, "tokenizer", "tokenizer_2")
-        self.base = "sdxl" if len(self.text_encoders) == 2 else "sd15"
+        self._is_sdxl = len(self.text_encoders) == 2
+        self.base = "sdxl" if self._is_sdxl else "sd15"
         self._tokenisers = [
             CaptionTokenizer(tokenizer, encoder.config.max_position_embeddings)
             for tokenizer, encoder in zip(tokenizers, self.text_encoders, strict=True)
         ]
-        self._attentions = cross_attentions(self.unet)
-        install_processors(self.unet, self._attentions)
+        sites = find_sites(self.unet)
+        self._layers = {site: attention.layer for site, attention in sites.items()}
         self.site_dims: Mapping[AttentionSite, int] = {
-            site: cast("int", attention.to_k.out_features)
-            for site, attention in self._attentions.items()
+            site: attention.width for site, attention in sites.items()
         }
+        install_processors(self.unet, self._layers)
         self.text_dim: int = self.unet.config.cross_attention_dim
         self.schedule = read_schedule(pipeline.scheduler)
         self.image_encoder = ImageEncoderConfig(
@@ -114,8 +115,8 @@ class DiffusersHost:
         self.unet.enable_gradient_checkpointing()
 
     def projection_weights(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
-        attention = self._attentions[site]
-        return attention.to_k.weight, attention.to_v.weight
+        layer = self._layers[site]
+        return layer.to_k.weight, layer.to_v.weight
 
     @torch.no_grad()
     def encode_captions(
@@ -131,11 +132,12 @@ class DiffusersHost:
             positions = [position for _, position in rows]
             ids = torch.tensor([row for row, _ in rows], device=device)
             outputs = encoder(ids, output_hidden_states=True)
-            is_sdxl = self.base == "sdxl"
-            contexts.append(outputs.hidden_states[-2] if is_sdxl else outputs.last_hidden_state)
+            contexts.append(
+                outputs.hidden_states[-2] if self._is_sdxl else outputs.last_hidden_state
+            )
             pooled.append(outputs[0])
         extras: dict[str, Tensor] = {}
-        if self.base == "sdxl":
+        if self._is_sdxl:
             extras = {"text_embeds": pooled[-1], "time_ids": _time_ids(sizes).to(contexts[0])}
         context = torch.cat(contexts, dim=-1)
         return TextConditions(context, torch.tensor(positions, device=device), extras)
@@ -146,7 +148,7 @@ class DiffusersHost:
     ) -> Float[Tensor, "batch channels height width"]:
         posterior = self.vae.encode(pixels.to(self.vae.device, _VAE_DTYPE)).latent_dist
         mean, deviation = posterior.mean, posterior.std
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=each) for each in generators])
+        noise = randomise_rows(generators, torch.randn, *mean.shape[1:])
         latents = mean + deviation * noise.to(mean)
         return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
@@ -179,7 +181,8 @@ class DiffusersHost:
 
 
 def _present(pipeline: Any, *names: str) -> list[Any]:
-    return [each for each in (getattr(pipeline, name, None) for name in names) if each is not None]
+    parts = (getattr(pipeline, name, None) for name in names)
+    return [part for part in parts if part is not None]
 
 
 def _time_ids(sizes: Sequence[PictureSize]) -> Tensor:
@@ -209,3 +212,52 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
             "epsilon, v_prediction or flow matching."
         )
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
+
+
+class CrossAttention(NamedTuple):
+    """A cross-attention layer of a base model, and its inner width (heads * head_dim)."""
+
+    layer: Any
+    width: int
+
+
+def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
+    """The UNet's cross-attention layers under ComfyUI's numbers.
+
+    Raises:
+        HostError: no cross-attention, blocks that ComfyUI's numbering does not know, or layers that
+            do more than attend.
+    """
+    named = cast("Iterable[tuple[str, nn.Module]]", unet.named_modules())
+    layers: dict[DiffusersPlace, Any] = {}
+    for name, module in named:
+        place = named_place(name) if name.endswith(".attn2") else None
+        if isinstance(place, DiffusersPlace):
+            layers[place] = module
+    num_layers = layers_per_block(layers) if layers else None
+    if num_layers is None:
+        raise HostError(
+            f"Training: {type(unet).__name__} has {len(layers)} cross-attention layers at places that "
+            "are none of Stable Diffusion's or SDXL's UNet. Use a base model of these families."
+        )
+    for place, layer in layers.items():
+        _check_plain(place, layer)
+    return {
+        place.site(num_layers): CrossAttention(layer, layer.to_k.out_features)
+        for place, layer in layers.items()
+    }
+
+
+def _check_plain(place: DiffusersPlace, attention: Any) -> None:
+    unknown = [
+        name
+        for name in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
+        if getattr(attention, name, None)
+    ]
+    if attention.residual_connection or attention.rescale_output_factor != 1.0:
+        unknown.append("residual connection or rescaling")
+    if unknown:
+        raise HostError(
+            f"Training: the cross-attention at {place} has {', '.join(unknown)}, which the nodes do "
+            "not know. Use a base model of the SD1.5 or SDXL family."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,58 +18,40 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_tensorboard_available
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import save_encoder
-from ..encoder import Encoder
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .base_model import SUBJECT, BaseModel
+from .checkpoints import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .ema import MovingAverage
-from .errors import TrainingError
-from .files import together, writing
-from .generators import seed_generators
-from .initial import initial_encoder
-from .objective import Objective
-from .optimisers import learning_rate_factor, make_optimiser, set_learning_rate
-from .protocol import SUBJECT, Batch, Data, Host, Stripe
-from .records import FigureLog, check_same_run, write_settings
-from .samples import Sampling, sample_grid, save_grid
-from .stopping import StopRequest
-from .subjects import KeyValueEncoder
-from .tensor_files import check_trained
+from .data.batches import Batch, Data, Stripe, close_batches
+from .encoders import KeyValueEncoder, initial_encoder, trained_encoder
+from .errors import DivergedError
+from .files import writing
+from .loss import Objective
+from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
+from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, seed_generators
+from .run_folder import RunFolder
+from .samples import SampleSettings, sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
 
-ENCODER_FILE = "encoder.safetensors"
-SETTINGS_FILE = "config.json"
 _FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_SHOWN_SAMPLES = 4
+_NUM_SAMPLES = 4
 
 log = logging.getLogger(__name__)
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """accelerate, told what this run's settings say; its own configuration says the rest."""
-    trackers = ["tensorboard"] if config.tensorboard and is_tensorboard_available() else None
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
-        log_with=cast("Any", trackers),
-        project_dir=config.output,
-    )
-
-
 class Trainer:
-    """One run: an encoder for `host`, from `data`, into the folder `config.output`."""
+    """One run: an encoder for `base_model`, from `data`, into the folder `config.output`."""
 
     def __init__(
-        self, config: TrainingConfig, host: Host, data: Data, accelerator: Accelerator
+        self, config: TrainingConfig, base_model: BaseModel, data: Data, accelerator: Accelerator
     ) -> None:
-        self.config, self.host, self.data, self.accelerator = config, host, data, accelerator
-        self.folder = Path(config.output)
-        self.checkpoints = self.folder / "checkpoints"
+        self.config, self.base_model, self.data = config, base_model, data
+        self.accelerator, self.folder = accelerator, RunFolder(Path(config.output))
         self.stripe = Stripe(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped = 0, cast("dict[str, str]", {})
         self.resume: Any = None
@@ -76,38 +59,25 @@ class Trainer:
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         # The text tokens that the encoder starts from are measured in full precision.
-        encoder = initial_encoder(config, host, data.some_captions(config.text_statistics))
+        captions = data.some_captions(config.text_statistics)
+        encoder = initial_encoder(config, base_model, captions)
         self.encoder_config, self.site_dims = encoder.config, encoder.site_dims
         self.extras = encoder.resampler.extras
         self.objective = Objective(
             encoder.config, config.min_snr_gamma, config.noise_offset, config.region_weight
         )
-        for module in host.frozen_modules():
+        for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
-        host.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
+        base_model.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
         if config.gradient_checkpointing:
-            host.save_memory()
+            base_model.save_memory()
         self._prepare(KeyValueEncoder(encoder).train())
 
     def _prepare(self, model: KeyValueEncoder) -> None:
         options = {**self.config.optimiser_options}
         if self.config.weight_decay:
             options.setdefault("weight_decay", self.config.weight_decay)
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is not None:  # it wants to know what it usually reads off a data loader
-            cast("dict[str, Any]", plugin.deepspeed_config)["train_micro_batch_size_per_gpu"] = (
-                self.config.batch_size
-            )
-            if self.config.ema_decay:
-                raise TrainingError(
-                    f"ema_decay is {self.config.ema_decay}: DeepSpeed keeps the weights where no "
-                    "average can be taken. Set ema_decay to 0, or use FSDP."
-                )
-            log.warning(
-                "no checkpoints, the encoder file alone: DeepSpeed keeps its state in pickle files, "
-                "which could run code. Use FSDP where the run must be able to go on."
-            )
-        self.has_checkpoints = plugin is None
+        self.has_checkpoints = not prepare_deepspeed(self.accelerator, self.config)
         make = partial(
             make_optimiser,
             self.config.optimiser,
@@ -125,35 +95,19 @@ class Trainer:
         Raises:
             TrainingError: the folder holds another run, or one that was not asked to go on.
         """
-        settings, checkpoint = self.folder / SETTINGS_FILE, latest_checkpoint(self.checkpoints)
-        encoder = self.folder / ENCODER_FILE
-        if checkpoint is not None and not resume:
-            raise TrainingError(
-                f"{self.folder}: already holds a run, up to {checkpoint.name}. Give --resume to go "
-                "on with it, or choose another output folder."
-            )
-        if checkpoint is None and encoder.exists():
-            raise TrainingError(
-                f"{encoder}: is of an earlier run, of which no checkpoint is left to go on from. "
-                "Choose another output folder (initial_encoder can name this file), or move it."
-            )
+        checkpoint = self.folder.checkpoint_to_resume(self.config, resume)
         if checkpoint is not None:
-            check_same_run(self.config, settings)
             self.step, self.resume, self.skipped = load_checkpoint(self.state, checkpoint)
             log.info("going on behind %s", checkpoint.name)
             if self.resume is None:
                 log.warning("%s holds no place in the data, which begins anew", checkpoint.name)
-        together(self.accelerator, self._open_folder)
-        with writing(self.folder / "tensorboard"):
+        run_on_all_processes(self.accelerator, self._open_folder)
+        with writing(self.folder.tensorboard):
             self.accelerator.init_trackers("tensorboard")
 
     def _open_folder(self) -> None:
-        """Everything that will be written to is there, or the run does not begin."""
         if self.accelerator.is_main_process:
-            with writing(self.checkpoints):
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_settings(self.config, self.folder / SETTINGS_FILE)
-            self._log = FigureLog(self.folder / "log.jsonl", self.step)
+            self._log = self.folder.open(self.config, self.step)
 
     def run(self) -> int:
         """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number.
@@ -164,13 +118,13 @@ class Trainer:
         batches = self.data.batches(self.resume, self.stripe)
         try:
             status = self._train(batches)
-            _close(batches)
+            close_batches(batches)
             self.accelerator.wait_for_everyone()
             self._end()
         except BaseException:
             # What fails while things are taken apart must not hide why they are.
             with suppress(Exception):
-                _close(batches)
+                close_batches(batches)
             with suppress(Exception):
                 self._end()
             raise
@@ -217,7 +171,7 @@ class Trainer:
         del self.state
         self.accelerator.free_memory()
         gc.collect()
-        with writing(self.folder / "tensorboard"):
+        with writing(self.folder.tensorboard):
             self.accelerator.end_training()
 
     def _train_step(self, batches: Iterator[Batch]) -> Tensor:
@@ -232,7 +186,7 @@ class Trainer:
             self._note_skipped(batch)
             self.resume = batch.resume
             with self.accelerator.accumulate(self.model):
-                loss = self.objective.loss(self.host, self.model, batch)
+                loss = self.objective.loss(self.base_model, self.model, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.config.max_grad_norm:
                     self.accelerator.clip_grad_norm_(
@@ -255,14 +209,11 @@ class Trainer:
         """The mean loss of all processes since the last line.
 
         Raises:
-            TrainingError: it is not finite.
+            DivergedError: it is not finite.
         """
         mean = float(cast("Tensor", self.accelerator.reduce(loss, "mean")))
-        if mean != mean or abs(mean) == float("inf"):
-            raise TrainingError(
-                f"step {self.step}: the loss is {mean}, the training has diverged. Resume from the "
-                "last checkpoint with a lower learning_rate or, with fp16, with bf16."
-            )
+        if not math.isfinite(mean):
+            raise DivergedError(self.step, f"the loss is {mean}, the training has diverged")
         samples = self.config.batch_size * self.config.accumulation * self.stripe.num_processes
         figures = {
             "loss": mean,
@@ -271,49 +222,42 @@ class Trainer:
             "skipped": len(self.skipped),
         }
         bar.set_postfix(loss=f"{mean:.4f}")
-        with writing(self.folder / "tensorboard"):
+        with writing(self.folder.tensorboard):
             self.accelerator.log(figures, step=self.step)
         if self.accelerator.is_main_process:
             self._log.write(self.step, figures)
 
     def _write_samples(self) -> None:
-        batches = self.data.batches(None, Stripe())
-        batch = next(batches)
-        _close(batches)
-        count = min(_SHOWN_SAMPLES, len(batch.captions))
-        batch.reference_pixels = batch.reference_pixels[:count]
-        batch.captions, batch.sizes = batch.captions[:count], batch.sizes[:count]
         texts = [caption.text for caption in self.data.some_captions(2)]
-        prompts = self.config.sample_prompts or [each for each in texts if SUBJECT in each]
-        how = Sampling(
+        prompts = self.config.sample_prompts or [text for text in texts if SUBJECT in text]
+        settings = SampleSettings(
             self.config.sample_steps, self.config.guidance, self.config.resolution, self.config.seed
         )
         with self.average.in_place():
             grid = sample_grid(
-                self.host,
+                self.base_model,
                 self.model,
-                batch,
+                sample_batch(self.data, _NUM_SAMPLES),
                 prompts,
                 self.encoder_config,
-                how,
+                settings,
                 self.accelerator.device,
             )
         if self.accelerator.is_main_process:
-            save_grid(grid, self.folder / "samples" / f"step-{self.step:08d}.png")
+            save_grid(grid, self.folder.samples(self.step))
             if self.accelerator.trackers:
                 tracker: Any = self.accelerator.get_tracker("tensorboard")
-                with writing(self.folder / "tensorboard"):
-                    tracker.log_images(
-                        {"samples": grid.numpy()[None]}, self.step, dataformats="NHWC"
-                    )
+                images = {"samples": grid.numpy()[None]}
+                with writing(self.folder.tensorboard):
+                    tracker.log_images(images, self.step, dataformats="NHWC")
 
     def save(self) -> None:
         """A checkpoint, and the encoder file that the nodes load."""
-        together(self.accelerator, lambda: check_trained(self.step, self.state.plain_model))
+        run_on_all_processes(self.accelerator, lambda: self.state.check_finite(self.step))
         if self.has_checkpoints:
             save_checkpoint(
                 self.state,
-                self.checkpoints,
+                self.folder.checkpoints,
                 self.step,
                 self.resume,
                 self.skipped,
@@ -321,35 +265,20 @@ class Trainer:
             )
         with self.average.in_place():
             # Views of the weights in place: to be written before those are exchanged again.
-            weights = self.accelerator.get_state_dict(self.model)
-            together(self.accelerator, lambda: self._write_encoder(weights))
+            weights = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.model))
+            run_on_all_processes(self.accelerator, lambda: self._write_encoder(weights))
 
-    def _write_encoder(self, weights: Any) -> None:
+    def _write_encoder(self, weights: dict[str, Tensor]) -> None:
+        """In the file's precision; the average where there is one."""
         if self.accelerator.is_main_process:
-            path = self.folder / ENCODER_FILE
-            save_encoder(self._finished(cast("dict[str, Tensor]", weights)), path)
-
-    def _finished(self, weights: dict[str, Tensor]) -> Encoder:
-        """The encoder alone, in the file's precision; of the average where there is one."""
-        with torch.device("meta"):
-            encoder = Encoder(self.encoder_config, self.site_dims, ENCODER_FILE, self.extras)
-        dtype = _FILE_DTYPES[self.config.save_precision]
-        plain = {
-            name.removeprefix("encoder."): each.detach().to("cpu", dtype)
-            for name, each in weights.items()
-        }
-        encoder.load_state_dict(plain, assign=True)
-        return encoder
+            dtype = _FILE_DTYPES[self.config.save_precision]
+            encoder = trained_encoder(
+                self.encoder_config, self.site_dims, self.extras, weights, dtype
+            )
+            save_encoder(encoder, self.folder.encoder)
 
     def _report_skipped(self) -> None:
         everywhere: list[dict[str, str]] = gather_object([self.skipped])
-        names = sorted({name for each in everywhere for name in each})
+        names = sorted({name for skipped in everywhere for name in skipped})
         if names:
             log.warning("%d unreadable files were skipped: %s", len(names), ", ".join(names))
-
-
-def _close(batches: Iterator[Batch]) -> None:
-    """Ends the data's readers, where it has any."""
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: its settings, and a line of figures now and then."""
+"""The folder of a run: what lies where in it, and whether a run may begin there or go on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import latest_checkpoint, step_name
 from .config import TrainingConfig
 from .errors import TrainingError
-from .files import read_object, replace_file, shown, writing
+from .files import read_object, replace_file, short_repr, writing
 
 # Settings that may differ when a run goes on. The others would make it another run.
 _MAY_CHANGE = frozenset(
@@ -20,6 +21,50 @@ _MAY_CHANGE = frozenset(
 )
 
 log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Where a run's files lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.encoder = path / "encoder.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.settings = path / "config.json"
+        self.log = path / "log.jsonl"
+        self.tensorboard = path / "tensorboard"
+
+    def samples(self, step: int) -> Path:
+        """The sample grid of a step."""
+        return self.path / "samples" / f"{step_name(step)}.png"
+
+    def checkpoint_to_resume(self, config: TrainingConfig, resume: bool) -> Path | None:
+        """The last checkpoint, if asked to go on; None for a run that begins.
+
+        Raises:
+            TrainingError: the folder holds another run, or one that was not asked to go on.
+        """
+        checkpoint = latest_checkpoint(self.checkpoints)
+        if checkpoint is not None and not resume:
+            raise TrainingError(
+                f"{self.path}: already holds a run, up to {checkpoint.name}. Give --resume to go "
+                "on with it, or choose another output folder."
+            )
+        if checkpoint is None and self.encoder.exists():
+            raise TrainingError(
+                f"{self.encoder}: is of an earlier run, of which no checkpoint is left to go on from. "
+                "Choose another output folder (initial_encoder can name this file), or move it."
+            )
+        if checkpoint is not None:
+            check_same_run(config, self.settings)
+        return checkpoint
+
+    def open(self, config: TrainingConfig, resumed_step: int) -> FigureLog:
+        """Everything that will be written to is there, or the run does not begin."""
+        with writing(self.checkpoints):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_settings(config, self.settings)
+        return FigureLog(self.log, resumed_step)
 
 
 def write_settings(config: TrainingConfig, path: Path) -> None:
@@ -40,7 +85,7 @@ def check_same_run(config: TrainingConfig, path: Path) -> None:
             f"move {path.name} elsewhere: it is written anew."
         ) from error
     changed = [
-        f"{name} was {shown(earlier[name])}, is {shown(value)}"
+        f"{name} was {short_repr(earlier[name])}, is {short_repr(value)}"
         for name, value in dataclasses.asdict(config).items()
         if name in earlier and earlier[name] != value and name not in _MAY_CHANGE
     ]

@@ -1,13 +1,17 @@
-"""The data that the settings name: a folder, or shards."""
+"""Training data: a folder of pictures, or webdataset shards.
+
+`examples.py` makes one sample of the files that its metadata names, `folder.py` and `shards.py` are
+streams of them, and `batches.py` is what such a stream consists of.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .config import TrainingConfig
-from .data import FolderData, read_metadata
+from ..config import TrainingConfig
+from .batches import Data
 from .examples import Preparation
-from .protocol import Data
+from .folder import FolderData, read_metadata
 
 
 def open_data(config: TrainingConfig, reference_size: int) -> Data:

@@ -28,22 +28,31 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from .data import collate, place_in, record_from
-from .errors import TrainingError
+from ..base_model import Caption
+from ..errors import TrainingError
+from ..files import short_repr
+from .batches import (
+    POSITION,
+    Batch,
+    Failure,
+    Stripe,
+    batch_or_failure,
+    collate,
+    position_entry,
+    read_batches,
+)
 from .examples import (
+    MAX_UNREADABLE,
     Example,
     Preparation,
     Record,
     UnreadableError,
     make_example,
+    record_from,
     seed_of,
 )
-from .files import shown
-from .protocol import Batch, Caption, Stripe
-from .readers import Failure, or_failure, read_batches
 
-_PICTURES = ("jpg", "jpeg", "png", "webp")
-_MOST_ATTEMPTS = 100
+_PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 Sample = Mapping[str, Any]
 
@@ -82,34 +91,34 @@ class ShardData:
                 f"{len(self.shards)} shards for {stripe.num_processes} processes with {readers} "
                 "readers each: every reader needs a shard. Use fewer workers or make more shards."
             )
-        turn, places = 0, {}
+        turn, positions = 0, {}
         if resume is not None:
-            turn = place_in(resume, "turn")
-            places = self._places(resume, readers)
+            turn = position_entry(resume, "turn")
+            positions = self._positions(resume, readers)
         # The loader begins with its first worker: it takes the part of whoever is next.
-        with closing(read_batches(_Readers(self, stripe, places, turn), self.workers)) as batches:
+        dataset = _ShardDataset(self, stripe, positions, turn)
+        with closing(read_batches(dataset, self.workers)) as batches:
             for batch in batches:
                 turn += 1
-                places = {**places, **batch.resume}
-                batch.resume = {"turn": turn, "workers": self.workers, "readers": places}
+                positions = {**positions, **batch.resume}
+                batch.resume = {"turn": turn, "workers": self.workers, "readers": positions}
                 yield batch
 
-    def _places(self, resume: dict[str, Any], readers: int) -> dict[str, Any]:
+    def _positions(self, resume: dict[str, Any], readers: int) -> dict[str, Any]:
         """Each reader's epoch and how much of it was taken."""
-        if place_in(resume, "workers") != self.workers:
+        if position_entry(resume, "workers") != self.workers:
             raise TrainingError(
                 f"workers was {resume['workers']}, is {self.workers}: each reader has a place of its "
                 "own in the shards. Set workers back."
             )
-        places: Any = resume.get("readers")
-        if not isinstance(places, dict) or not set(places) <= set(map(str, range(readers))):
+        positions: Any = resume.get("readers")
+        if not isinstance(positions, dict) or not set(positions) <= set(map(str, range(readers))):
             raise TrainingError(
-                f"The checkpoint's place in the data: readers is {shown(places)}, expected places of "
-                f"{readers} readers."
+                f"{POSITION}: readers is {short_repr(positions)}, expected places of {readers} readers."
             )
         return {
-            reader: {name: place_in(place, name) for name in ("epoch", "taken")}
-            for reader, place in cast("dict[str, Any]", places).items()
+            reader: {name: position_entry(position, name) for name in ("epoch", "taken")}
+            for reader, position in cast("dict[str, Any]", positions).items()
         }
 
     def some_captions(self, count: int) -> Sequence[Caption]:
@@ -122,13 +131,13 @@ class ShardData:
         return captions
 
 
-class _Readers(IterableDataset[Batch | Failure]):
+class _ShardDataset(IterableDataset[Batch | Failure]):
     """Runs in each worker as that worker's reader."""
 
     def __init__(
-        self, data: ShardData, stripe: Stripe, places: Mapping[str, Any], turn: int
+        self, data: ShardData, stripe: Stripe, positions: Mapping[str, Any], turn: int
     ) -> None:
-        self.data, self.stripe, self.places, self.turn = data, stripe, places, turn
+        self.data, self.stripe, self.positions, self.turn = data, stripe, positions, turn
 
     def __iter__(self) -> Iterator[Batch | Failure]:
         worker = get_worker_info()
@@ -136,8 +145,8 @@ class _Readers(IterableDataset[Batch | Failure]):
         reader = (self.turn + (0 if worker is None else worker.id)) % readers
         number = self.stripe.process * readers + reader
         total = self.stripe.num_processes * readers
-        place = self.places.get(str(reader), {"epoch": 0, "taken": 0})
-        stream = _Stream(self.data, number, total, place["epoch"], place["taken"])
+        position = self.positions.get(str(reader), {"epoch": 0, "taken": 0})
+        stream = _ReaderStream(self.data, number, total, position["epoch"], position["taken"])
 
         def next_batch() -> Batch:
             batch = collate([stream.next_example() for _ in range(self.data.batch_size)])
@@ -145,21 +154,21 @@ class _Readers(IterableDataset[Batch | Failure]):
             return batch
 
         while True:
-            yield or_failure(next_batch)
+            yield batch_or_failure(next_batch)
 
 
-class _Stream:
+class _ReaderStream:
     """One reader's samples, epoch after epoch; `taken` counts the current epoch's."""
 
     def __init__(self, data: ShardData, number: int, total: int, epoch: int, taken: int) -> None:
         self.data, self.number, self.total = data, number, total
         self.epoch, self.taken = epoch, taken
         self._samples = self._epoch_samples()
-        self._to_be_passed = taken
+        self._num_to_skip = taken
 
     def next_example(self) -> tuple[Example, dict[str, str]]:
         skipped: dict[str, str] = {}
-        for _ in range(_MOST_ATTEMPTS):
+        for _ in range(MAX_UNREADABLE):
             sample = self._next_sample()
             seed = seed_of("shards", self.data.seed, self.number, self.epoch, self.taken)
             try:
@@ -172,19 +181,19 @@ class _Stream:
                 name = f"{sample['__url__']}/{sample['__key__']}"
                 skipped[name] = getattr(error, "reason", str(error))
         raise TrainingError(
-            f"{_MOST_ATTEMPTS} samples in a row cannot be read: {list(skipped.items())[:3]}. Expected "
+            f"{MAX_UNREADABLE} samples in a row cannot be read: {list(skipped.items())[:3]}. Expected "
             "KEY.json and KEY.jpg (png, webp) for each KEY."
         )
 
     def _next_sample(self) -> Sample:
-        for number in range(self._to_be_passed):
+        for number in range(self._num_to_skip):
             if next(self._samples, None) is None:
                 raise TrainingError(
-                    f"The checkpoint's place in the data: {self._to_be_passed} samples of epoch "
+                    f"{POSITION}: {self._num_to_skip} samples of epoch "
                     f"{self.epoch} were taken, but its shards now hold {number}. Give the run the "
                     "shards that it began with."
                 )
-        self._to_be_passed = 0
+        self._num_to_skip = 0
         for sample in self._samples:
             self.taken += 1
             return sample
@@ -198,12 +207,12 @@ class _Stream:
         return self._next_sample()
 
     def _epoch_samples(self) -> Iterator[Sample]:
-        order = list(self.data.shards)
-        random.Random(seed_of("shard order", self.data.seed, self.epoch)).shuffle(order)
+        shards = list(self.data.shards)
+        random.Random(seed_of("shard order", self.data.seed, self.epoch)).shuffle(shards)
         buffer_seed = seed_of("buffer", self.data.seed, self.epoch, self.number)
         size = max(1, self.data.shuffle_buffer)
         mix: Any = webdataset.filters.shuffle(size, initial=size, rng=random.Random(buffer_seed))
-        return iter(mix(_samples(order[self.number :: self.total])))
+        return iter(mix(_samples(shards[self.number :: self.total])))
 
 
 def _samples(shards: Sequence[str]) -> Iterator[Sample]:
@@ -225,14 +234,14 @@ def _leave_shard(error: Exception) -> bool:
 
 def _record(sample: Sample) -> Record:
     where = f"{sample['__url__']}, {sample['__key__']}"
-    picture = next((name for name in _PICTURES if name in sample), None)
+    picture = next((name for name in _PICTURE_EXTENSIONS if name in sample), None)
     if picture is None or "json" not in sample:
         raise TrainingError(f"{where}: has {sorted(sample)}, expected json and a picture.")
     try:
         entry: Any = json.loads(sample["json"])
     except ValueError as error:
         raise TrainingError(f"{where}: its json is none ({error}).") from error
-    references = [n for n in sorted(sample) if n.startswith("reference.")]
+    references = [name for name in sorted(sample) if name.startswith("reference.")]
     mask = next((name for name in sample if name.startswith("mask.")), None)
     if isinstance(entry, dict):
         entry = {**cast("dict[str, Any]", entry), "reference": references, "mask": mask}

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tiny_models import write_picture
 
-from nested_core.training.data import FolderData, read_metadata
+from nested_core.training.data.batches import Stripe
+from nested_core.training.data.examples import Preparation, draw_dropout, make_example
+from nested_core.training.data.folder import FolderData, read_metadata
 from nested_core.training.errors import TrainingError
-from nested_core.training.examples import Preparation, draw_dropout, make_example
-from nested_core.training.protocol import Stripe
 
 NO_DROPOUT = {"drop_image": 0.0, "drop_text": 0.0, "drop_both": 0.0}
 PLAIN = Preparation(resolution=32, reference_size=16, noun="person", **NO_DROPOUT)
