@@ -19,9 +19,9 @@ from comfy.model_patcher import ModelPatcher
 
 _config = pack.module("nested_core.config")
 _encoder = pack.module("nested_core.encoder")
-_kv_cache = pack.module("nodes.bridge.kv_cache")
+_kv_cache = pack.module("nodes.bridge.model.kv_cache")
 _subject = pack.module("nested_core.subject")
-_family = pack.module("nodes.bridge.family")
+_family = pack.module("nodes.bridge.families.unet")
 
 SDXL_LAYOUT = {
     "num_res_blocks": [2, 2, 2],

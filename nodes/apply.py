@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..nested_core.binding import Binding, check_tokens_differ
-from .bridge.clip import bind_clip
-from .bridge.family import check_clip
+from .bridge.families.unet import check_clip
+from .bridge.model.patch import bind_model
 from .bridge.notices import own_id, tell
-from .bridge.patch import bind_model
 from .bridge.shown import show_subjects, shows_pictures
+from .bridge.text.clip import bind_clip
 from .search import LIKENESS
 from .sockets import CATEGORY, BindingSocket
 

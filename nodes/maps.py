@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..nested_core.maps import SHEETS, RecordPlan, draw_sheet
-from .bridge.recording import SampledRecord, record_maps
+from .bridge.model.recording import SampledRecord, record_maps
 from .bridge.shown import show_overlays, shows_pictures
 from .sockets import CATEGORY, RecordSocket
 

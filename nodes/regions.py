@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
+from .bridge.model.patch import crop_masks
 from .bridge.notices import own_id
-from .bridge.patch import crop_masks
 from .sockets import CATEGORY
 
 if TYPE_CHECKING:

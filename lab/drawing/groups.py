@@ -31,8 +31,8 @@ _MARGIN = 1  # pixels around the box that a user would paint
 _CODE = (
     "nested_core/attention.py",
     "nested_core/competition.py",
-    "nodes/bridge/plan.py",
-    "nodes/bridge/sampling.py",
+    "nodes/bridge/model/plan.py",
+    "nodes/bridge/model/sampling.py",
 )
 
 

@@ -21,7 +21,7 @@ from ...nested_core.subject import (
     parse_weights,
     subject_from_features,
 )
-from .kv_cache import encoder_patcher
+from .model.kv_cache import encoder_patcher
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel

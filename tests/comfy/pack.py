@@ -29,7 +29,7 @@ NAME = _load()
 
 
 def module(path: str) -> ModuleType:
-    """`nested_core.attention`, `nodes.bridge.patch`, ... as the pack itself sees them."""
+    """`nested_core.attention`, `nodes.bridge.model.patch`, ... as the pack itself sees them."""
     return sys.modules[f"{NAME}.{path}"]
 
 

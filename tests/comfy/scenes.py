@@ -17,7 +17,7 @@ _config = pack.module("nested_core.config")
 _attention = pack.module("nested_core.attention")
 _encoder = pack.module("nested_core.encoder")
 _sites = pack.module("nested_core.sites")
-_family = pack.module("nodes.bridge.family")
+_family = pack.module("nodes.bridge.families.unet")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import scenes
 import tiny
 import torch
 
-kv_cache = pack.module("nodes.bridge.kv_cache")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
 
 FIRST, SECOND = torch.device("cpu"), torch.device("cpu:0")
 _NEGATIVE = "no <anna>"  # so that either device has a row with the subject

@@ -8,7 +8,7 @@ import scenes
 import torch
 from comfy.model_patcher import ModelPatcher
 
-kv_cache = pack.module("nodes.bridge.kv_cache")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
 
 
 def _loads(monkeypatch):

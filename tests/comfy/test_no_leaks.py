@@ -14,7 +14,7 @@ import pytest
 import scenes
 import torch
 
-kv_cache = pack.module("nodes.bridge.kv_cache")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
 Encoder = pack.module("nested_core.encoder").Encoder
 Subject = pack.module("nested_core.subject").Subject
 

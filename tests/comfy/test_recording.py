@@ -16,8 +16,8 @@ import scenes
 import torch
 from PIL import Image
 
-recording = pack.module("nodes.bridge.recording")
-Sampling = pack.module("nodes.bridge.sampling").Sampling
+recording = pack.module("nodes.bridge.model.recording")
+Sampling = pack.module("nodes.bridge.model.sampling").Sampling
 MapRecord, RecordPlan, MapError, draw_sheet, live_view = (
     getattr(pack.module("nested_core.maps"), name)
     for name in ("MapRecord", "RecordPlan", "MapError", "draw_sheet", "live_view")

@@ -19,8 +19,8 @@ from comfy import model_management
 from torch.nn import functional
 
 checkpoint = pack.module("nested_core.checkpoint")
-kv_cache = pack.module("nodes.bridge.kv_cache")
-site_call = pack.module("nodes.bridge.site_call")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
+site_call = pack.module("nodes.bridge.model.site_call")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN, POSITION = "a drawing of <anna>", "a drawing of woman", 4

@@ -14,7 +14,7 @@ import scenes
 import tiny
 import torch
 
-sampling = pack.module("nodes.bridge.sampling")
+sampling = pack.module("nodes.bridge.model.sampling")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN = beside.APART.prompt, beside.APART.plain
@@ -55,9 +55,9 @@ class TestOff:
 
     def test_nobody_looks_on(self, scene, monkeypatch):
         watches = []
-        added_to = pack.module("nodes.bridge.site_call").SiteCall.added_to
+        added_to = pack.module("nodes.bridge.model.site_call").SiteCall.added_to
         monkeypatch.setattr(
-            pack.module("nodes.bridge.site_call").SiteCall,
+            pack.module("nodes.bridge.model.site_call").SiteCall,
             "added_to",
             lambda self, *args: watches.append(self.watch.wants_maps) or added_to(self, *args),
         )
@@ -227,7 +227,7 @@ def test_apply_twice_keeps_the_greater_separation(scene):
 
 
 def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
-    place = pack.module("nodes.bridge.conditioning").Place(1, 0, 0, 0, 4, 3, 4, 3)
+    place = pack.module("nodes.bridge.text.conditioning").Place(1, 0, 0, 0, 4, 3, 4, 3)
     maps, device = sampling.SubjectMaps(), torch.device("cpu")
     first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 checkpoint = pack.module("nested_core.checkpoint")
 errors = pack.module("nested_core.errors")
-kv_cache = pack.module("nodes.bridge.kv_cache")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
 paths = pack.module("nodes.bridge.paths")
 
 ENCODER, VISION = "quick.safetensors", "quick_vision.safetensors"

@@ -26,8 +26,8 @@ from nested_core.training.base_model import TextConditions
 from nested_core.training.diffusers_model import DiffusersModel
 from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
 
-kv_cache = pack.module("nodes.bridge.kv_cache")
-site_call = pack.module("nodes.bridge.site_call")
+kv_cache = pack.module("nodes.bridge.model.kv_cache")
+site_call = pack.module("nodes.bridge.model.site_call")
 TOKENIZER = Path(os.environ["NESTED_ATTENTION_HOST"], "comfy", "sd1_tokenizer")
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...nested_core.diagnosis import PromptText
-from ...nested_core.prompt import MarkedToken
+from ....nested_core.diagnosis import PromptText
+from ....nested_core.prompt import MarkedToken
 
 Chunk = Sequence[tuple[Any, ...]]
 

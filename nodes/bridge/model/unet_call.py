@@ -9,15 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...nested_core.binding import Binding
-from ...nested_core.sites import AttentionSite
-from .compiling import is_compiled
-from .conditioning import PLACES_KEY, REGIONS_KEY, SLOTS_KEY, slot_map_of
-from .inside import PlannedRun, is_wrapped, with_innermost
-from .planning import Conditionings, Planning, is_bound
-from .sampling import SAMPLING_KEY, Sampling
-from .site_call import SiteCall
-from .site_patch import (
+from ....nested_core.binding import Binding
+from ....nested_core.sites import AttentionSite
+from ..families.unet_patches import (
     CALL_KEY,
     current_call,
     put_up,
@@ -26,6 +20,12 @@ from .site_patch import (
     take_down,
     traced_apart,
 )
+from ..text.conditioning import PLACES_KEY, REGIONS_KEY, SLOTS_KEY, slot_map_of
+from .compiling import is_compiled
+from .inside import PlannedRun, is_wrapped, with_innermost
+from .planning import Conditionings, Planning, is_bound
+from .sampling import SAMPLING_KEY, Sampling
+from .site_call import SiteCall
 from .surroundings import FUNCTION_WRAPPER, function_around, has_strangers
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .notices import current_run, tell
-from .windows import Frame, Place
+from ..model.windows import Frame, Place
+from ..notices import current_run, tell
 
 SLOTS_KEY = "nested_attention"
 REGIONS_KEY = "nested_attention_regions"

@@ -23,9 +23,9 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ...nested_core.sites import AttentionSite
-from .inside import without_innermost
-from .site_call import Patch, SiteCall
+from ....nested_core.sites import AttentionSite
+from ..model.inside import without_innermost
+from ..model.site_call import Patch, SiteCall
 
 # Where the options say which call it is, for whoever looks on.
 CALL_KEY = "nested_attention"

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...nested_core.attention import (
+from ....nested_core.attention import (
     BoundToken,
     merge_heads,
     nested_values,
     replacement_delta,
     split_heads,
 )
-from ...nested_core.binding import Binding
-from ...nested_core.sites import AttentionSite
+from ....nested_core.binding import Binding
+from ....nested_core.sites import AttentionSite
 from .kv_cache import SubjectKeysValues
 from .sighting import Sighting, Watch
 

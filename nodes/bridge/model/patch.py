@@ -14,14 +14,14 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...nested_core.binding import Binding, merge_bindings
-from ...nested_core.errors import HostError
-from ...nested_core.region import cropped_to
-from ...nested_core.sites import AttentionSite
-from .conditioning import bound_ids
-from .family import check_encoder_fits, site_dims
+from ....nested_core.binding import Binding, merge_bindings
+from ....nested_core.errors import HostError
+from ....nested_core.region import cropped_to
+from ....nested_core.sites import AttentionSite
+from ..families.unet import check_encoder_fits, site_dims
+from ..notices import Notices
+from ..text.conditioning import bound_ids
 from .kv_cache import keys_and_values
-from .notices import Notices
 from .recording import recorders_of
 from .report import Report
 from .sampling import SAMPLING_KEY, Sampling

@@ -12,8 +12,8 @@ from weakref import WeakSet
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...nested_core.binding import Binding
-from ...nested_core.diagnosis import PromptText
+from ....nested_core.binding import Binding
+from ....nested_core.diagnosis import PromptText
 from .conditioning import Conditioning, SlotMap, bound_ids, slot_map_of
 
 # Bindings in the prompts that were tokenised since the last sampling, and the maps of those that

@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 FUNCTION_WRAPPER = "model_function_wrapper"  # ComfyUI's name
-_OURS = __name__.rsplit(".", 3)[0]
+_OURS = __name__.rsplit(".nodes.", 1)[0]
 
 
 def name_of(thing: Any) -> str:

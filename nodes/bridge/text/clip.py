@@ -12,14 +12,14 @@ from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
-from ...nested_core.binding import Binding, merge_bindings
-from ...nested_core.diagnosis import PromptText
-from ...nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
+from ....nested_core.binding import Binding, merge_bindings
+from ....nested_core.diagnosis import PromptText
+from ....nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
+from ..model.surroundings import name_of
+from ..notices import current_node, tell
 from .conditioning import SLOTS_KEY, SlotMap
 from .delivery import note_encoded, note_texts, note_written
-from .notices import current_node, tell
 from .prompt_start import texts_in, with_starts
-from .surroundings import name_of
 
 Tokens: TypeAlias = dict[str, list[list[tuple[Any, ...]]]]
 

@@ -14,8 +14,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..text.conditioning import cropped
 from .arrival import Arrival
-from .conditioning import cropped
 from .content import Cut, where_cut
 from .site_call import SiteCall
 from .surroundings import is_hosts

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...nested_core.binding import Binding
-from ...nested_core.competition import ownership
-from ...nested_core.sites import AttentionSite
-from ...nested_core.subject import SubjectSequence
+from ....nested_core.binding import Binding
+from ....nested_core.competition import ownership
+from ....nested_core.sites import AttentionSite
+from ....nested_core.subject import SubjectSequence
+from ..text.conditioning import read_slots
 from .arrival import Arrival
-from .conditioning import read_slots
 from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
 from .sampling import SubjectMaps
 from .site_call import ActiveSubject, RowGroup, Rows, TokenOccurrence

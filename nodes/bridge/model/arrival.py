@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .conditioning import cropped
+from ..text.conditioning import cropped
 from .content import Cut, rows_that_read, where_cut
 from .windows import Frame, Place
 

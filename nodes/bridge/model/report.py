@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ...nested_core import diagnosis
-from ...nested_core.binding import Binding
-from ...nested_core.diagnosis import PromptText
-from ...nested_core.sites import AttentionSite
-from .conditioning import Conditioning, bound_ids, slot_map_of
-from .delivery import lost_bindings, texts_of
-from .notices import Notices
+from ....nested_core import diagnosis
+from ....nested_core.binding import Binding
+from ....nested_core.diagnosis import PromptText
+from ....nested_core.sites import AttentionSite
+from ..notices import Notices
+from ..text.conditioning import Conditioning, bound_ids, slot_map_of
+from ..text.delivery import lost_bindings, texts_of
 from .sampling import Sampling
 
 _LISTED = 4  # names of functions in a sentence

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...nested_core.attention import BoundToken, blended_values
-from ...nested_core.competition import SMALLEST, comparability, contrast
-from ...nested_core.maps import ValuePicture, value_picture
-from ...nested_core.sites import AttentionSite
+from ....nested_core.attention import BoundToken, blended_values
+from ....nested_core.competition import SMALLEST, comparability, contrast
+from ....nested_core.maps import ValuePicture, value_picture
+from ....nested_core.sites import AttentionSite
+from ..notices import Notices
 from .arrival import Sent
-from .notices import Notices
 from .recording import Recorder, any_values
 from .sighting import Sighting
 from .windows import Place

@@ -16,9 +16,9 @@ from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...nested_core.encoder import Encoder
-from ...nested_core.sites import AttentionSite, in_network_order
-from ...nested_core.subject import Subject
+from ....nested_core.encoder import Encoder
+from ....nested_core.sites import AttentionSite, in_network_order
+from ....nested_core.subject import Subject
 
 
 class _Precision(NamedTuple):

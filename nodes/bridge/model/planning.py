@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ...nested_core.binding import Binding
-from ...nested_core.schedule import percent_at
-from ...nested_core.sites import AttentionSite
+from ....nested_core.binding import Binding
+from ....nested_core.schedule import percent_at
+from ....nested_core.sites import AttentionSite
+from ..families.unet import blocks_of
+from ..families.unet_patches import is_open, sites_beside
+from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots
 from .arrival import Arrival, Sent, SentPrompt, as_told, by_content, without_places
-from .conditioning import SLOTS_KEY, slot_map_of, with_slots
-from .family import blocks_of
 from .kv_cache import SubjectIdentity, SubjectKeysValues
 from .plan import Acting, Planner
 from .sampling import Sampling
 from .site_call import SiteCall
-from .site_patch import is_open, sites_beside
 from .surroundings import name_of, names_around
 from .windows import Frame
 

@@ -8,9 +8,9 @@ import comfy.supported_models
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...nested_core.encoder import Encoder
-from ...nested_core.errors import HostError
-from ...nested_core.sites import AttentionSite, describe_sites
+from ....nested_core.encoder import Encoder
+from ....nested_core.errors import HostError
+from ....nested_core.sites import AttentionSite, describe_sites
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

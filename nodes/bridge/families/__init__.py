@@ -1,0 +1,1 @@
+"""What the bridge must know of each family of models, and nothing else may."""

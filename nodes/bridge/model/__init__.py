@@ -1,0 +1,1 @@
+"""From conditionings to one call of the model, and back."""
