@@ -71,8 +71,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     expected = "expected the JSON object that this trainer writes"
     if not path.is_file():
-        found = "is no file" if path.exists() else "is missing"
-        raise TrainingError(f"{path.name}: {found}, {expected}.")
+        problem = "is no file" if path.exists() else "is missing"
+        raise TrainingError(f"{path.name}: {problem}, {expected}.")
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise ValueError(f"more than {_MOST_JSON_BYTES:,} bytes")
@@ -152,15 +152,15 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 def check_same_tensors(
-    where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+    where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
     """Raises TrainingError where names, shapes or precisions differ."""
-    missing = [short_repr(name) for name in sorted(set(expected) - set(found))]
-    unknown = [short_repr(name) for name in sorted(set(found) - set(expected))]
+    missing = [short_repr(name) for name in sorted(set(expected) - set(tensors))]
+    unknown = [short_repr(name) for name in sorted(set(tensors) - set(expected))]
     other = [
         f"{name} is {each.dtype} {short_repr(list(each.shape))}, expected {expected[name].dtype} "
         f"{list(expected[name].shape)}"
-        for name, each in found.items()
+        for name, each in tensors.items()
         if name in expected
         and (each.shape != expected[name].shape or each.dtype != expected[name].dtype)
     ]

@@ -92,8 +92,8 @@ class TrainingState:
         named = self.plain_model.named_parameters()
         wrong = [name for name, weight in named if not bool(weight.isfinite().all())]
         if wrong:
-            found = listing("weights are no numbers", wrong)
-            raise DivergedError(step, f"the training has diverged, {found}")
+            listed = listing("weights are no numbers", wrong)
+            raise DivergedError(step, f"the training has diverged, {listed}")
 
     def average_name(self) -> str:
         """The file of this process's average."""
