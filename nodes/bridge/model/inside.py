@@ -14,12 +14,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..text.conditioning import cropped
-from .arrival import Arrival
-from .content import Cut, where_cut
+from ....nested_core.call.arrival import Arrival
+from ....nested_core.call.content import Cut, where_cut
+from ....nested_core.call.places import Place, cropped
 from .site_call import SiteCall
 from .surroundings import is_hosts
-from .windows import Place
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,7 +115,7 @@ class UNetCalls:
         )
         if not is_bound(arrival):
             options.pop(SAMPLING_KEY, None)
-        if call.groups and arrival is not None:
+        if call.plan.groups and arrival is not None:
             planned = PlannedRun(call, base_model, latent, arguments["timestep"], context, arrival)
             options = self._put_up(options, planned, sampling)
         conditions["transformer_options"] = options
@@ -174,7 +174,7 @@ class UNetCalls:
             if compiled:
                 with traced_apart():
                     return _run(call, partial(run, put_up_compiled(options, call), **kwargs))
-            if not call.groups or arrival is None:
+            if not call.plan.groups or arrival is None:
                 return run(options, **kwargs)
             if is_wrapped(base_model, options):
                 planned = PlannedRun(call, base_model, x, t, c_crossattn, arrival)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.conds
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..model.windows import Frame, Place
+from ....nested_core.call.places import Frame, Place, cropped
 from ..notices import current_run, tell
 
 SLOTS_KEY = "nested_attention"
@@ -129,37 +129,6 @@ _doubled: WeakKeyDictionary[comfy.conds.CONDRegular, Tensor | None] = WeakKeyDic
 _told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
 
 
-class Slot(NamedTuple):
-    """A bound text token.
-
-    Attributes:
-        position: of its key among the text tokens.
-        is_doubled: whether the context says every token twice, its key and then its value, as
-            packs for negative weights do; inside the layer the token is at half the position.
-        is_negated: whether that value is the negative of the text's.
-    """
-
-    binding_id: int
-    position: int
-    is_doubled: bool = False
-    is_negated: bool = False
-
-
-def read_slots(row: Sequence[int]) -> list[Slot]:
-    """The bound tokens of one row of a slot map, in their order.
-
-    A doubled token is written as its negative id at the key's even place; behind it, at the value's,
-    stands the negative id again, or the id itself where the value is negated.
-    """
-    slots: list[Slot] = []
-    for position, number in enumerate(row):
-        if number < 0 and position % 2 == 0:
-            slots.append(Slot(-number, position, True, row[position + 1] > 0))
-        elif number > 0 and not (slots and slots[-1].is_doubled and position % 2):
-            slots.append(Slot(number, position))
-    return slots
-
-
 class RegionMaps(comfy.conds.CONDRegular):
     """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
 
@@ -194,23 +163,6 @@ class RegionMaps(comfy.conds.CONDRegular):
 
     def _shapes(self) -> list[torch.Size]:
         return [mask.shape for mask in self.cond]
-
-
-def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
-    """The part of a mask `[pictures, 1, height, width]` in a box of latent cells.
-
-    Args:
-        size: height and width of the whole in cells.
-        box: height, width, top and left in cells.
-    """
-    height, width, top, left = box
-    if (height, width) == tuple(size):
-        return mask  # as fine as it is: each layer makes it its own grid's
-    if any(have % want for have, want in zip(mask.shape[2:], size, strict=True)):
-        mask = functional.interpolate(mask, size=size, mode="area")
-    down, across = mask.shape[2] // size[0], mask.shape[3] // size[1]
-    mask = mask.narrow(2, top * down, height * down)
-    return mask.narrow(3, left * across, width * across)
 
 
 class PlaceMap(comfy.conds.CONDRegular):

@@ -1,105 +1,119 @@
-"""The plan of one call of the UNet: rows and positions to subjects, worked out on the CPU."""
+"""The plan of one call of the model: rows and positions to subjects, worked out on the CPU.
+
+`plan_call` makes it in one go from bindings, slot maps, masks, noise level and what was seen so far.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....nested_core.binding import Binding
-from ....nested_core.competition import ownership
-from ....nested_core.sites import AttentionSite
-from ....nested_core.subject import SubjectSequence
-from ..text.conditioning import read_slots
+from ..binding import Binding
+from ..competition import ownership
+from ..subject import SubjectSequence
 from .arrival import Arrival
-from .kv_cache import SubjectIdentity, SubjectKeysValues, identity_of
-from .sampling import SubjectMaps
-from .site_call import ActiveSubject, RowGroup, Rows, TokenOccurrence
+from .evidence import SubjectMaps
+from .keys_values import SubjectIdentity, SubjectKeysValues, identity_of
+from .plan import ActiveSubject, CallPlan, RowGroup, Rows, TokenOccurrence
+from .rules import Moment, Rules
+from .slots import read_slots
 
 
-class SubjectKey(NamedTuple):
+def plan_call(
+    rules: Rules,
+    latent: Tensor,
+    arrival: Arrival,
+    moment: Moment,
+    loaded: Mapping[SubjectIdentity, SubjectKeysValues],
+    maps: SubjectMaps | None = None,
+) -> CallPlan:
+    """Who acts in a call, from everything that is known before the model runs.
+
+    Args:
+        latent: `[rows, channels, height, width]`, of which only shape and device count.
+        arrival: whose the rows are, where they lie, and their part of the masks.
+        loaded: keys and values on the device, by whose they are.
+        maps: where subjects were seen so far; None where nobody separates them.
+    """
+    return _Planner(rules, latent, arrival, moment, loaded, maps).plan()
+
+
+class _SubjectKey(NamedTuple):
     """A subject as one row needs it: a binding may have another one for each picture."""
 
     binding_id: int
     identity: SubjectIdentity
 
 
-class TokenKey(NamedTuple):
+class _TokenKey(NamedTuple):
     """A bound token as one row has it; see `Slot`."""
 
-    subject: SubjectKey
+    subject: _SubjectKey
     is_doubled: bool
     is_negated: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Acting:
-    """A binding that acts at this step.
+class _Planner:
+    """The steps of `plan_call`."""
 
-    Attributes:
-        presence: how much, in (0, 1].
-        mask: the user's region on the device, `[rows of the call, 1, height, width]`, or None.
-    """
+    def __init__(
+        self,
+        rules: Rules,
+        latent: Tensor,
+        arrival: Arrival,
+        moment: Moment,
+        loaded: Mapping[SubjectIdentity, SubjectKeysValues],
+        maps: SubjectMaps | None,
+    ) -> None:
+        self.rules, self.latent, self.arrival = rules, latent, arrival
+        self.loaded, self.maps, self.device = loaded, maps, latent.device
+        presences = {each.id: moment.presence(each) for each in rules.acting}
+        self.presences = {number: each for number, each in presences.items() if each > 0.0}
+        self.bindings = {each.id: each for each in rules.acting}
+        of_rows = arrival.masks if arrival.masks is not None else ()
+        self.regions = {
+            each.id: mask.to(self.device)
+            for each, mask in zip(rules.masked, of_rows, strict=False)
+            if each.id in self.presences
+        }
 
-    binding: Binding
-    sites: frozenset[AttentionSite]
-    presence: float
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Planner:
-    """Everything that decides the plan of a call.
-
-    Attributes:
-        acting: by binding id.
-        loaded: keys and values on the device, by whose they are.
-        arrival: what is known of the rows.
-        maps: where subjects were seen so far, or None where nobody separates them.
-        separation: how far they are kept apart, in [0, 1].
-    """
-
-    acting: Mapping[int, Acting]
-    loaded: Mapping[SubjectIdentity, SubjectKeysValues]
-    arrival: Arrival
-    device: torch.device
-    maps: SubjectMaps | None = None
-    separation: float = 0.0
-
-    def plan(self) -> tuple[tuple[ActiveSubject, ...], tuple[RowGroup, ...]]:
-        """The subjects and row groups of the call."""
-        grouped = group_rows(
-            [self._tokens_of_row(row, slots) for row, slots in enumerate(self.arrival.slots)]
-        )
-        rows_of: dict[SubjectKey, list[int]] = {}
+    def plan(self) -> CallPlan:
+        slots = self.arrival.slots
+        grouped = group_rows([self._tokens_of_row(row, each) for row, each in enumerate(slots)])
+        rows_of: dict[_SubjectKey, list[int]] = {}
         for tokens, group in grouped.items():
             for key in dict.fromkeys(token.subject for token in tokens):
                 rows_of.setdefault(key, []).extend(group)
         rows_of = {key: sorted(rows) for key, rows in rows_of.items()}
         subjects = {key: self._subject(key, rows) for key, rows in rows_of.items()}
-        groups = tuple(
-            self._group(tokens, group, subjects, rows_of) for tokens, group in grouped.items()
+        return CallPlan(
+            num_rows=len(self.latent),
+            num_text_tokens=len(slots[0]),
+            size=(self.latent.shape[-2], self.latent.shape[-1]),
+            subjects=tuple(subjects.values()),
+            groups=tuple(
+                self._group(tokens, group, subjects, rows_of) for tokens, group in grouped.items()
+            ),
         )
-        return tuple(subjects.values()), groups
 
-    def _tokens_of_row(self, row: int, slots: Sequence[int]) -> list[tuple[int, TokenKey]]:
-        tokens: list[tuple[int, TokenKey]] = []
+    def _tokens_of_row(self, row: int, slots: Sequence[int]) -> list[tuple[int, _TokenKey]]:
+        tokens: list[tuple[int, _TokenKey]] = []
         for slot in read_slots(slots):
             key = self._key(row, slot.binding_id)
             if key is not None:
-                tokens.append((slot.position, TokenKey(key, slot.is_doubled, slot.is_negated)))
+                tokens.append((slot.position, _TokenKey(key, slot.is_doubled, slot.is_negated)))
         return tokens
 
     def _group(
         self,
-        tokens: tuple[TokenKey, ...],
+        tokens: tuple[_TokenKey, ...],
         positions: Mapping[int, Sequence[int]],
-        subjects: Mapping[SubjectKey, ActiveSubject],
-        rows_of: Mapping[SubjectKey, Sequence[int]],
+        subjects: Mapping[_SubjectKey, ActiveSubject],
+        rows_of: Mapping[_SubjectKey, Sequence[int]],
     ) -> RowGroup:
         owned, separation = self._competition([each.subject for each in tokens], list(positions))
         return RowGroup(
@@ -123,14 +137,13 @@ class Planner:
             separation=separation,
         )
 
-    def _key(self, row: int, binding_id: int) -> SubjectKey | None:
-        acting = self.acting.get(binding_id)
-        if acting is None:
+    def _key(self, row: int, binding_id: int) -> _SubjectKey | None:
+        if binding_id not in self.presences:
             return None
-        identity = self._identity(acting.binding, row)
+        identity = self._identity(self.bindings[binding_id], row)
         if identity is None or identity not in self.loaded:
             return None
-        return SubjectKey(binding_id, identity)
+        return _SubjectKey(binding_id, identity)
 
     def _identity(self, binding: Binding, row: int) -> SubjectIdentity | None:
         """Of the row's subject; None where there are several and nobody knows the row's picture."""
@@ -141,20 +154,19 @@ class Planner:
             return None
         return identity_of(subject.of_picture(0))
 
-    def _subject(self, key: SubjectKey, rows: list[int]) -> ActiveSubject:
-        acting = self.acting[key.binding_id]
+    def _subject(self, key: _SubjectKey, rows: list[int]) -> ActiveSubject:
         return ActiveSubject(
-            binding=acting.binding,
+            binding=self.bindings[key.binding_id],
             keys_values=self.loaded[key.identity],
-            sites=acting.sites,
+            sites=self.rules.sites[key.binding_id],
             rows=_rows(rows, self.device),
-            region=acting.mask,
-            presence=acting.presence,
+            region=self.regions.get(key.binding_id),
+            presence=self.presences[key.binding_id],
         )
 
     def _competition(
-        self, keys: Sequence[SubjectKey], rows: Sequence[int]
-    ) -> tuple[dict[SubjectKey, Tensor], Tensor | None]:
+        self, keys: Sequence[_SubjectKey], rows: Sequence[int]
+    ) -> tuple[dict[_SubjectKey, Tensor], Tensor | None]:
         """How much of each pixel is each subject's, and how far that counts; nothing if unknown.
 
         All are `[rows, 1, height, width]`.
@@ -170,7 +182,7 @@ class Planner:
             key: share[:, None] / keys.count(key)
             for key, share in zip(subjects, shares.unbind(dim=1), strict=True)
         }
-        return shared, self.separation * open_to_all
+        return shared, self.rules.separation * open_to_all
 
     def _owners(self, ids: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """Whose each pixel is, `[rows, subjects, height, width]`, and where that is open."""
@@ -178,7 +190,7 @@ class Planner:
         assert self.arrival.places is not None
         where = [self.arrival.places[row] for row in rows]
         size = (where[0].height, where[0].width)
-        masks = [_on_grid(self.acting[each].mask, rows, size) for each in ids]
+        masks = [_on_grid(self.regions.get(each), rows, size) for each in ids]
         known = [self.maps.evidence(place, ids, self.device) for place in where]
         # Masks need not wait for the first step to show something.
         is_open = [each is not None or all(mask is not None for mask in masks) for each in known]

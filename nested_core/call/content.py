@@ -5,7 +5,7 @@ This looks at the device: it is for what another pack has moved.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def where_cut(sent: Tensor, tiles: Tensor) -> list[list[Cut]]:
         return cuts
     sent = sent.to(tiles)
     corners = sent[:, :, : sent.shape[-2] - height + 1, : sent.shape[-1] - width + 1]
-    hits = (corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero().tolist()
+    hits = rows_of_numbers((corners[None] == tiles[:, None, :, :1, :1]).all(dim=2).nonzero())
     if len(hits) > _MAX_PLACES * len(tiles):
         return cuts
     for tile, row, top, left in hits:
@@ -47,3 +47,8 @@ def where_cut(sent: Tensor, tiles: Tensor) -> list[list[Cut]]:
         if torch.equal(cut, tiles[tile]):
             cuts[tile].append((row, top, left))
     return cuts
+
+
+def rows_of_numbers(table: Tensor) -> list[list[int]]:
+    """A table of integers as Python's; this waits for the device."""
+    return cast("list[list[int]]", table.tolist())  # pyright: ignore[reportUnknownMemberType]

@@ -1,4 +1,4 @@
-"""What the attention layers show while the UNet is called, for whoever looks on."""
+"""What the attention layers show while the model is called, for whoever looks on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ....nested_core.attention import BoundToken
-from ....nested_core.binding import Binding
-from ....nested_core.maps import ValuePicture
-from ....nested_core.sites import AttentionSite
+from ..attention import BoundToken
+from ..binding import Binding
+from ..sites import AttentionSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +21,6 @@ class Sighting:
         rows: of the batch.
         bindings: one per bound token.
         seen: A_s, mean over heads, `[rows of the group, bound tokens, height, width]`.
-        values: pictures of u(q) by row and bound token, where somebody wants them.
         is_on_grid: whether height and width are known; else all pixels are in one row.
     """
 
@@ -30,7 +28,6 @@ class Sighting:
     rows: tuple[int, ...]
     bindings: tuple[Binding, ...]
     seen: Tensor
-    values: tuple[tuple[ValuePicture, ...], ...] = ()
     is_on_grid: bool = True
 
     @property
@@ -41,7 +38,7 @@ class Sighting:
 
 
 class Watch(Protocol):
-    """Looks on while the UNet is called."""
+    """Looks on while the model is called."""
 
     def saw(self, sighting: Sighting, tokens: Sequence[BoundToken], text_value: Tensor) -> None:
         """One site has shown this of a group.
@@ -53,5 +50,5 @@ class Watch(Protocol):
         ...
 
     def finish(self) -> None:
-        """The UNet has returned."""
+        """The model has returned."""
         ...

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..text.conditioning import cropped
-from .content import Cut, rows_that_read, where_cut
-from .windows import Frame, Place
+from .content import Cut, rows_of_numbers, rows_that_read, where_cut
+from .places import Frame, Place, cropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +121,7 @@ def as_told(
         return None
     if any(len(each) != len(latent) for each in (slots, places, *masks)):
         return None
-    row_places = tuple(Place(*row) for row in places.tolist())
+    row_places = tuple(Place(*row) for row in rows_of_numbers(places))
     size = tuple(latent.shape[-2:])
     if any((place.height, place.width) != size for place in row_places):
         return None
@@ -165,7 +164,7 @@ def without_places(slots: Tensor | None, num_rows: int) -> Arrival | None:
 
 
 def _rows(slots: Tensor) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in slots[..., 0].cpu().tolist())
+    return tuple(tuple(row) for row in rows_of_numbers(slots[..., 0]))
 
 
 def _place(
