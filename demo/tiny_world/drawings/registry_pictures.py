@@ -1,6 +1,6 @@
 """Draws the pack's icon and banner for the Comfy Registry into docs/registry.
 
-    python dev.py exec demo/tiny_world/registry_pictures.py
+    python dev.py exec demo/tiny_world/drawings/registry_pictures.py
 
 They illustrate what the pack is for. Every picture in them is the tiny world's own drawing, none is
 a model's: what models make of it is in docs/evaluation.md.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 

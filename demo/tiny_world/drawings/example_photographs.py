@@ -1,6 +1,6 @@
 """Draws the pictures of the node *Example Photograph* into nodes/photographs.
 
-    python dev.py exec demo/tiny_world/example_photographs.py
+    python dev.py exec demo/tiny_world/drawings/example_photographs.py
 
 Subjects of the tiny world, each pixel enlarged to a square, with a mask of each; and a pose of two
 people in the colours of OpenPose.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
