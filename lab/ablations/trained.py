@@ -16,8 +16,10 @@ class TrainingNeededError(RuntimeError):
 
 
 def require_trainer(name: str, steps: object, otherwise: str) -> None:
-    """Raises:
-    TrainingNeededError: nothing can be trained here.
+    """Lets pass what is about to be trained.
+
+    Raises:
+        TrainingNeededError: nothing can be trained here.
     """
     if importlib.util.find_spec("accelerate") is None:
         raise TrainingNeededError(
