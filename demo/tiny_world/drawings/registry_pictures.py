@@ -1,6 +1,6 @@
 """Draws the pack's icon and banner for the Comfy Registry into docs/registry.
 
-    python dev.py exec demo/tiny_world/registry_pictures.py
+    python dev.py exec demo/tiny_world/drawings/registry_pictures.py
 
 They illustrate what the pack is for. Every picture in them is the tiny world's own drawing, none is
 a model's: what models make of it is in docs/evaluation.md.
@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
+from tiny_world.sheet import enlarged, font, to_image  # noqa: E402
 from tiny_world.world import Identity, Placed, Scene, draw, identity_of  # noqa: E402
 
 FOLDER = ROOT / "docs" / "registry"
@@ -52,7 +53,7 @@ def icon(subject: Identity) -> Image.Image:
     scene = Scene("photo", "forest", "nothing")
     # 20 of the 32 pixels each way, so that a pixel of the world is 20 pixels wide.
     picture = draw([Placed(subject, "centre")], scene)[4:24, 6:26]
-    image = enlarged(picture, ICON_SIZE)
+    image = enlarged(to_image(picture), ICON_SIZE)
     pen = ImageDraw.Draw(image)
     low, high, arm, width = 24, ICON_SIZE - 25, 76, 16
     for x, to_x in ((low, low + arm), (high, high - arm)):
@@ -66,9 +67,9 @@ def banner(person: Identity, dog: Identity) -> Image.Image:
     """A photograph, the word it is bound to, and the subject in scenes of other styles."""
     image = Image.new("RGB", BANNER_SIZE, NIGHT)
     pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, 50), "Nested Attention", PAPER, ImageFont.load_default(84))
+    pen.text((MARGIN, 50), "Nested Attention", PAPER, font(84))
     words = "A subject from a photograph, bound to one word of the prompt"
-    pen.text((MARGIN, 158), words, GREY, ImageFont.load_default(36))
+    pen.text((MARGIN, 158), words, GREY, font(36))
 
     photograph = draw([Placed(person, "centre")], Scene("photo", "beach", "nothing"))
     alone, left, right = Placed(person, "centre"), Placed(person, "left"), Placed(dog, "right")
@@ -78,7 +79,7 @@ def banner(person: Identity, dog: Identity) -> Image.Image:
         draw([left, right], Scene("photo", "forest", "sun")),
     ]
     for column, picture in zip((MARGIN, *TILE_COLUMNS), (photograph, *pictures), strict=True):
-        image.paste(enlarged(picture, TILE), (column, TILE_TOP))
+        image.paste(enlarged(to_image(picture), TILE), (column, TILE_TOP))
     last = MARGIN + TILE - 1, TILE_TOP + TILE - 1
     pen.rectangle(((MARGIN, TILE_TOP), last), outline=ACCENT, width=6)
 
@@ -86,13 +87,8 @@ def banner(person: Identity, dog: Identity) -> Image.Image:
     pen.line(((start, middle), (end - 20, middle)), ACCENT, 8)
     pen.polygon(((end, middle), (end - 26, middle - 18), (end - 26, middle + 18)), ACCENT)
     centre = (start + end) / 2, middle - 36
-    pen.text(centre, "<anna>", ACCENT, ImageFont.load_default(36), anchor="mm")
+    pen.text(centre, "<anna>", ACCENT, font(36), anchor="mm")
     return image
-
-
-def enlarged(picture: np.ndarray, size: int) -> Image.Image:
-    pixels = np.round(picture * 255).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
 
 
 def bar(pen: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[int, int], width: int) -> None:

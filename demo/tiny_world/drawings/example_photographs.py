@@ -1,6 +1,6 @@
 """Draws the pictures of the node *Example Photograph* into nodes/photographs.
 
-    python dev.py exec demo/tiny_world/example_photographs.py
+    python dev.py exec demo/tiny_world/drawings/example_photographs.py
 
 Subjects of the tiny world, each pixel enlarged to a square, with a mask of each; and a pose of two
 people in the colours of OpenPose.
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
-from tiny_world.sheet import to_image  # noqa: E402
+from tiny_world.sheet import enlarged, to_image  # noqa: E402
 from tiny_world.world import (  # noqa: E402
     PARTS,
     Identity,
@@ -73,8 +73,8 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
     """Every file's name without its ending, and what is in it."""
     for name, (_, _, scene) in SUBJECTS.items():
         placed = Placed(identity(name), PLACE)
-        yield name, with_palette(enlarged(to_image(draw([placed], scene))))
-        yield f"masks/{name}", enlarged(Image.fromarray(subject_mask(placed)))
+        yield name, with_palette(enlarged(to_image(draw([placed], scene)), SIDE))
+        yield f"masks/{name}", enlarged(Image.fromarray(subject_mask(placed)), SIDE)
     yield POSE, with_palette(pose())
 
 
@@ -83,10 +83,6 @@ def identity(name: str) -> Identity:
     kind, colours, _ = SUBJECTS[name]
     draws = np.random.default_rng(list(SUBJECTS).index(name))
     return identity_of(draws, kind, dict(zip(PARTS[kind], colours, strict=True)))
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    return image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
 def with_palette(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """The pack's templates for the tiny world: the same nodes and wires, with models that come along.
 
-    python dev.py exec demo/tiny_world/templates.py
+    python dev.py exec demo/tiny_world/drawings/templates.py
 
 writes them into demo/custom_nodes/tiny_world/example_workflows, where ComfyUI's gallery finds them.
 Those with a ControlNet are left out, as the tiny world has none, and so is the one whose single node
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 THEIRS = ROOT / "example_workflows"
 OURS = ROOT / "demo" / "custom_nodes" / "tiny_world" / "example_workflows"
 ENCODER_NAME = "tiny_world.safetensors"

@@ -1,6 +1,6 @@
 """Draws the pictures of the templates, example_workflows/*.jpg, with the tiny world's models.
 
-    python dev.py exec demo/tiny_world/template_pictures.py
+    python dev.py exec demo/tiny_world/drawings/template_pictures.py
 
 starts a ComfyUI of its own and runs the tiny world's templates in it. Each picture shows what goes in,
 the prompt, and what came out, and says that the tiny world drew it.
@@ -23,14 +23,14 @@ from typing import Any
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
 from client import ComfyClient, Prompt  # noqa: E402
 
-from tiny_world import templates  # noqa: E402
-from tiny_world.card import Card, card_picture  # noqa: E402
+from tiny_world.drawings import templates  # noqa: E402
+from tiny_world.drawings.card import Card, card_picture  # noqa: E402
 from tiny_world.files import ENCODER_FILE, WEIGHTS, weights_file  # noqa: E402
 
 FOLDER = ROOT / "example_workflows"
