@@ -14,6 +14,7 @@ import scenes
 import tiny
 import torch
 
+evidence = pack.module("nested_core.call.evidence")
 sampling = pack.module("nodes.bridge.model.sampling")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
@@ -227,13 +228,13 @@ def test_apply_twice_keeps_the_greater_separation(scene):
 
 
 def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
-    place = pack.module("nodes.bridge.text.conditioning").Place(1, 0, 0, 0, 4, 3, 4, 3)
-    maps, device = sampling.SubjectMaps(), torch.device("cpu")
+    place = pack.module("nested_core.call.places").Place(1, 0, 0, 0, 4, 3, 4, 3)
+    maps, device = evidence.SubjectMaps(), torch.device("cpu")
     first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):
         maps._learn((place, 7), shown)
-    found = maps.evidence(place, [7], device)
-    torch.testing.assert_close(found, (0.9 * first + 0.1 * second)[None])
+    known = maps.evidence(place, [7], device)
+    torch.testing.assert_close(known, (0.9 * first + 0.1 * second)[None])
     assert maps.evidence(place, [7, 8], device) is None
     for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"left": 2}):
         assert maps.evidence(place._replace(**other), [7], device) is None
@@ -250,7 +251,7 @@ class TestNothingIsLeft:
 
     def test_what_a_sampling_has_seen_ends_with_it(self, sd15, monkeypatch):
         alive = []
-        for kind in (sampling.Sampling, sampling.SubjectMaps, sampling.CallWatch):
+        for kind in (sampling.Sampling, evidence.SubjectMaps, sampling.CallWatch):
             monkeypatch.setattr(kind, "__init__", _noting(alive, kind.__init__))
         model, clip = sd15.apply(*two(sd15), separation=1.0)
         conditionings = [sd15.encode(clip, text) for text in (PROMPT, "bad")]
