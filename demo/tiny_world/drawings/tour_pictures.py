@@ -1,6 +1,6 @@
 """Draws the pictures of docs/tour.md, and one of the help: the real page, with the tiny world's models.
 
-    python dev.py exec --tools demo/tiny_world/tour_pictures.py
+    python dev.py exec --tools demo/tiny_world/drawings/tour_pictures.py
 
 starts a ComfyUI of its own and opens its page in Debian's chromium.
 """
@@ -21,13 +21,13 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
-from tiny_world import templates  # noqa: E402
+from tiny_world.drawings import templates  # noqa: E402
+from tiny_world.drawings.template_pictures import module_at  # noqa: E402
 from tiny_world.files import ENCODER_FILE, WEIGHTS, weights_file  # noqa: E402
-from tiny_world.template_pictures import module_at  # noqa: E402
 
 TOUR = ROOT / "docs" / "tour"
 HELP = ROOT / "js" / "docs" / "pictures"
