@@ -93,6 +93,26 @@ class Sent:
 
 
 @dataclass(frozen=True, eq=False)
+class RowFacts:
+    """What has travelled with the rows of a call, each part batched and split as the rows are.
+
+    Attributes:
+        slots: which text tokens are bound, int32 `[rows, text_tokens, 1]`; None where it was lost.
+        places: where each row lies, as `Place.table` writes it; None where it was lost.
+        masks: of every masked binding, `[rows, 1, height, width]`.
+    """
+
+    slots: Tensor | None = None
+    places: Tensor | None = None
+    masks: Sequence[Tensor] = ()
+
+    def are_of(self, latent: Tensor) -> bool:
+        """Whether all of it is there, for as many rows."""
+        parts = (self.slots, self.places, *self.masks)
+        return all(each is not None and len(each) == len(latent) for each in parts)
+
+
+@dataclass(frozen=True, eq=False)
 class Arrival:
     """What is known of the rows of one call of the UNet.
 
@@ -108,24 +128,15 @@ class Arrival:
     masks: tuple[Tensor, ...] | None
 
 
-def as_told(
-    latent: Tensor, slots: Tensor | None, masks: Sequence[Tensor], places: Tensor | None
-) -> Arrival | None:
-    """By what travelled with the rows; None where it is not theirs.
-
-    Args:
-        slots: `[rows, text_tokens, 1]`.
-        places: `[rows, 9]`.
-    """
-    if slots is None or places is None:
+def as_told(latent: Tensor, facts: RowFacts) -> Arrival | None:
+    """By what travelled with the rows; None where it is not theirs."""
+    if facts.slots is None or facts.places is None or not facts.are_of(latent):
         return None
-    if any(len(each) != len(latent) for each in (slots, places, *masks)):
-        return None
-    row_places = tuple(Place(*row) for row in rows_of_numbers(places))
+    places = Place.of_table(facts.places)
     size = tuple(latent.shape[-2:])
-    if any((place.height, place.width) != size for place in row_places):
+    if any((place.height, place.width) != size for place in places):
         return None
-    return Arrival(_rows(slots), row_places, tuple(masks))
+    return Arrival(_rows(facts.slots), places, tuple(facts.masks))
 
 
 def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | None:
@@ -156,11 +167,11 @@ def by_content(sent: Sent, latent: Tensor, context: Tensor | None) -> Arrival | 
     return Arrival(tuple(slots), known, sent.masks_at(known))
 
 
-def without_places(slots: Tensor | None, num_rows: int) -> Arrival | None:
+def without_places(facts: RowFacts, num_rows: int) -> Arrival | None:
     """Only whose the rows are."""
-    if slots is None or len(slots) != num_rows:
+    if facts.slots is None or len(facts.slots) != num_rows:
         return None
-    return Arrival(_rows(slots), None, None)
+    return Arrival(_rows(facts.slots), None, None)
 
 
 def _rows(slots: Tensor) -> tuple[tuple[int, ...], ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .content import where_cut
+from .content import rows_of_numbers, where_cut
 
 PICTURES, _HEIGHT, _WIDTH = 0, 2, 3  # dimensions of a latent
 
@@ -43,6 +43,16 @@ class Place(NamedTuple):
     def unknown(cls, conditioning: int) -> Place:
         """Of no size, so that no latent fits it."""
         return cls(0, conditioning, 0, 0, 0, 0, 0, 0)
+
+    @classmethod
+    def table(cls, places: Sequence[Place]) -> Tensor:
+        """Places as int32 `[rows, 9]` on the CPU: what hosts batch, repeat and split are tensors."""
+        return torch.tensor(places, dtype=torch.int32)
+
+    @classmethod
+    def of_table(cls, table: Tensor) -> tuple[Place, ...]:
+        """The places that a table holds."""
+        return tuple(cls(*row) for row in rows_of_numbers(table))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from ..attention import (
     BoundToken,
     merge_heads,
     nested_values,
-    replacement_delta,
     split_heads,
 )
+from ..kernels import KERNELS, Kernel
 from ..sites import AttentionSite
 from .plan import ActiveSubject, CallPlan, Grid, RowGroup, Rows, TokenOccurrence
 from .sighting import Sighting, Watch
@@ -44,6 +44,7 @@ def site_deltas(
     pixels: Pixels,
     attention: AttentionFunction,
     watch: Watch | None = None,
+    kernel: Kernel = KERNELS["pytorch"],
 ) -> list[tuple[Rows, Tensor]]:
     """What the subjects add to this site's output, `[rows of a group, pixels, inner]`, group by group.
 
@@ -69,7 +70,7 @@ def site_deltas(
             _bound_token(plan, each, values[each.subject], rows, key.shape[2], pixels.whole)
             for each in occurrences
         ]
-        delta = replacement_delta(
+        delta = kernel(
             query[rows],
             key[rows],
             value[rows],

@@ -11,6 +11,7 @@ from torch import Tensor
 from ....nested_core.binding import Binding
 from ....nested_core.call.arrival import (
     Arrival,
+    RowFacts,
     Sent,
     SentPrompt,
     as_told,
@@ -75,19 +76,17 @@ class Planning:
         sampling: Sampling,
         x: Tensor,
         context: Tensor | None,
-        slots: Tensor | None,
-        masks: Sequence[Tensor],
-        places: Tensor | None,
+        facts: RowFacts,
     ) -> Arrival | None:
         """What is known of the rows that have come here."""
-        told, sent = as_told(x, slots, masks, places), sampling.sent
+        told, sent = as_told(x, facts), sampling.sent
         if sent is None:
-            return told or without_places(slots, len(x))
+            return told or without_places(facts, len(x))
         if told is not None and not sent.is_direct:
             told = sent.checked(told, x, context)
         if told is not None:
             return told
-        found = by_content(sent, x, context) or without_places(slots, len(x))
+        found = by_content(sent, x, context) or without_places(facts, len(x))
         self.say_lost(found, len(x), sampling)
         return found
 

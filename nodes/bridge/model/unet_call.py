@@ -20,7 +20,7 @@ from ..families.unet_patches import (
     take_down,
     traced_apart,
 )
-from ..text.conditioning import PLACES_KEY, REGIONS_KEY, SLOTS_KEY, slot_map_of
+from ..text.conditioning import facts_in, slot_map_of, without_facts
 from .compiling import is_compiled
 from .inside import PlannedRun, is_wrapped, with_innermost
 from .planning import Conditionings, Planning, is_bound
@@ -102,14 +102,7 @@ class UNetCalls:
         # Of several devices, the one that runs.
         base_model = getattr(apply_model, "__self__", model)
         context = conditions.get("c_crossattn")
-        arrival = self._planning.arrival(
-            sampling,
-            latent,
-            context,
-            conditions.get(SLOTS_KEY),
-            conditions.get(REGIONS_KEY, ()),
-            conditions.get(PLACES_KEY),
-        )
+        arrival = self._planning.arrival(sampling, latent, context, facts_in(conditions))
         call = self._planning.call(
             base_model, latent, arguments["timestep"], arrival, options, sampling
         )
@@ -160,10 +153,9 @@ class UNetCalls:
         """Puts the subjects into the options for this call alone, where any is to act."""
         options = take_down(transformer_options or {})
         sampling = options.pop(SAMPLING_KEY, None) or Sampling.unknown()
-        slots, masks = kwargs.pop(SLOTS_KEY, None), kwargs.pop(REGIONS_KEY, ())
-        places = kwargs.pop(PLACES_KEY, None)
+        facts, kwargs = facts_in(kwargs), without_facts(kwargs)
         base_model = executor.class_obj
-        arrival = self._planning.arrival(sampling, x, c_crossattn, slots, masks, places)
+        arrival = self._planning.arrival(sampling, x, c_crossattn, facts)
         run = partial(executor, x, t, c_concat, c_crossattn, control)
         # Where a function in front calls the UNet after all, what arrives here counts.
         with resting(current_call.get()):

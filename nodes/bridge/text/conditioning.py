@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....nested_core.call.arrival import RowFacts
 from ....nested_core.call.places import Frame, Place, cropped
 from ..notices import current_run, tell
 
@@ -190,7 +191,19 @@ class PlaceMap(comfy.conds.CONDRegular):
             rows = [frame.place(number, row, box) for row in range(batch_size)]
         else:  # another pack took some pictures out of the batch, and nobody here knows which
             rows = [Place.unknown(number)] * batch_size
-        return PlaceMap(torch.tensor(rows, dtype=torch.int32), frame)
+        return PlaceMap(Place.table(rows), frame)
+
+
+def facts_in(conditions: Mapping[str, Any]) -> RowFacts:
+    """What has come here with the rows of a call, among what the model is called with."""
+    slots, places = conditions.get(SLOTS_KEY), conditions.get(PLACES_KEY)
+    return RowFacts(slots, places, conditions.get(REGIONS_KEY, ()))
+
+
+def without_facts(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a model that knows nothing of it."""
+    ours = (SLOTS_KEY, PLACES_KEY, REGIONS_KEY)
+    return {name: each for name, each in conditions.items() if name not in ours}
 
 
 def slot_map_of(conditioning: Conditioning) -> SlotMap | None:
