@@ -65,7 +65,8 @@ def main() -> None:
         with server_module.ComfyServer(host, ROOT, Path(folder), packs) as server:
             rows = asyncio.run(draw_all(server.url, requests, SEED))
     image = result_picture(rows, photographs)
-    image.point(lambda level: round(level / STEP) * STEP).save(FILE, optimize=True)
+    coarser = [round(level / STEP) * STEP for level in range(256)]
+    image.point(coarser * len(image.getbands())).save(FILE, optimize=True)
     print(f"{FILE.relative_to(ROOT)}: {image.width} x {image.height}, {FILE.stat().st_size} B")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ....nested_core.attention import BoundToken, blended_values
-from ....nested_core.competition import SMALLEST, comparability, contrast
+from ....nested_core.competition import MEMORY, SMALLEST, comparability, contrast
 from ....nested_core.maps import ValuePicture, value_picture
 from ....nested_core.sites import AttentionSite
 from ..notices import Notices
@@ -25,9 +25,6 @@ from .sighting import Sighting
 from .windows import Place
 
 SAMPLING_KEY = "nested_attention_sampling"
-
-# How much of what was known is kept when a step has shown more: who stands where is decided early.
-_MEMORY = 0.9
 
 # A prompt of its own for every picture: what one has shown never moves another.
 _Key: TypeAlias = tuple[Place, int]  # with a binding id
@@ -54,7 +51,7 @@ class SubjectMaps:
     def _learn(self, key: _Key, evidence: Tensor) -> None:
         known = self._known.get(key)
         if known is not None and known.shape == evidence.shape:
-            evidence = known.to(evidence.device).lerp(evidence, 1.0 - _MEMORY)
+            evidence = known.to(evidence.device).lerp(evidence, 1.0 - MEMORY)
         self._known[key] = evidence
 
     def evidence(
