@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..competition import SMALLEST, comparability, contrast
+from ..competition import MEMORY, SMALLEST, comparability, contrast
 from .places import Place
 from .sighting import Sighting
-
-# How much of what was known is kept when a step has shown more: who stands where is decided early.
-_MEMORY = 0.9
 
 # A prompt of its own for every picture: what one has shown never moves another.
 _Key: TypeAlias = tuple[Place, int]  # with a binding id
@@ -42,7 +39,7 @@ class SubjectMaps:
     def _learn(self, key: _Key, evidence: Tensor) -> None:
         known = self._known.get(key)
         if known is not None and known.shape == evidence.shape:
-            evidence = known.to(evidence.device).lerp(evidence, 1.0 - _MEMORY)
+            evidence = known.to(evidence.device).lerp(evidence, 1.0 - MEMORY)
         self._known[key] = evidence
 
     def evidence(
