@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 from ..config import EncoderConfig
 from ..encoder import Encoder
+from ..hashing import encoder_hash
 from ..sites import describe_sites
 from .aside import Group
 from .choices import Choices, choose
 from .detection import kind_of, wrong_kind
-from .hashing import encoder_hash
 from .native import load_native, read_config
 from .official import assumptions, known_layout, load_official, read_source
 from .roles import Reading, read_roles

@@ -11,10 +11,10 @@ import torch
 from ..config import EncoderConfig, ResamplerConfig
 from ..encoder import Encoder
 from ..errors import CheckpointError, SiteError
+from ..hashing import remember_files
 from ..resampler import ResamplerExtras
 from ..sites import AttentionSite
 from .choices import Choices, choose
-from .hashing import remember_files
 from .safetensors_file import Header, TensorSpec
 from .shards import Source
 from .weights import listing, write_weights

@@ -38,7 +38,7 @@ def _start_host() -> None:
 
 
 _start_host()
-pytest.register_assert_rewrite("beside")
+pytest.register_assert_rewrite("composition")
 import scenes  # noqa: E402  (needs the host)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
@@ -35,7 +35,7 @@ def _compiled(model):
 
 
 def _sample(scene, model, clip, prompt):
-    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE))
+    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, composition.NEGATIVE))
 
 
 @pytest.mark.parametrize("name", ["normalised guidance"])
@@ -48,11 +48,11 @@ def test_it_is_right_with_a_bound_token_and_the_host_s_with_it_without_one(scene
 
     model, clip = scene.apply(scene.bind())
     compiled, plain = _compiled(alter(model)), _compiled(alter(scene.model))
-    right = _sample(scene, alter(model), clip, beside.PROMPT)
-    host = _sample(scene, plain, clip, beside.PLAIN)
+    right = _sample(scene, alter(model), clip, composition.PROMPT)
+    host = _sample(scene, plain, clip, composition.PLAIN)
     for _ in range(2):  # each behind the other's traces
-        found = _sample(scene, compiled, clip, beside.PROMPT)
+        found = _sample(scene, compiled, clip, composition.PROMPT)
         assert scenes.relative_difference(found, right) < 1e-5
-        assert torch.equal(_sample(scene, compiled, clip, beside.PLAIN), host)
-    assert scenes.relative_difference(host, right) > beside.VISIBLE
+        assert torch.equal(_sample(scene, compiled, clip, composition.PLAIN), host)
+    assert scenes.relative_difference(host, right) > composition.VISIBLE
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
 import torch
-from naive_owners import NaiveOwners
+from reference_separation import NaiveSeparation
 from stand_ins.windows import Windows
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
@@ -18,7 +18,7 @@ STEPS = 2
 BATCH = 5
 SIZE = HEIGHT, WIDTH = 16, 12
 MASKS = torch.rand(BATCH, 32, 24, generator=torch.Generator().manual_seed(3))
-CASTS = {"alone": beside.ALONE, "apart": beside.APART}
+CASTS = {"alone": composition.ALONE, "apart": composition.APART}
 ROUNDING = 2e-5  # pictures weighed and added, in several orders
 
 
@@ -46,11 +46,11 @@ def _core(**inputs):
 
 
 def _bound(
-    family, cast, alter=beside.unaltered, place="behind", subject=None, batch=BATCH, **inputs
+    family, cast, alter=composition.unaltered, place="behind", subject=None, batch=BATCH, **inputs
 ):
     scene = scene_of(family)
     subject = scene.subject() if subject is None else subject
-    return beside.sample_bound(
+    return composition.sample_bound(
         scene, subject, alter, place, cast=CASTS[cast], batch=batch, binding=inputs
     )
 
@@ -86,7 +86,7 @@ class TestPictures:
     """Each is drawn by itself: windows that overlap weigh equal results."""
 
     @pytest.mark.parametrize("name", OVERLAPPING)
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_each_keeps_its_subject_and_its_mask(self, name, place, caplog):
         """One subject for each picture, and one mask."""
         whole = _whole(with_masks=True)
@@ -95,7 +95,7 @@ class TestPictures:
         assert scenes.relative_difference(found, whole) < ROUNDING
         others = _bound("small", "alone")
         assert scenes.relative_difference(_whole(with_masks=False)[:1], others[:1]) < ROUNDING
-        assert scenes.relative_difference(others[4:], whole[4:]) > beside.VISIBLE
+        assert scenes.relative_difference(others[4:], whole[4:]) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @pytest.mark.parametrize(
@@ -107,23 +107,25 @@ class TestPictures:
         ],
         ids=["core", "told", "not told"],
     )
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_each_keeps_its_evidence(self, alter, place, caplog):
         """Where every picture is in one window, subjects learn as they do in the whole batch."""
         scene = scene_of("small")
         whole = _bound("small", "apart")
         found = _bound("small", "apart", alter, place)
-        mixed = beside.sample_bound(scene, scene.subject(), cast=beside.MIXED, batch=BATCH)
-        beside.assert_apart(found, whole, mixed)
+        mixed = composition.sample_bound(
+            scene, scene.subject(), cast=composition.MIXED, batch=BATCH
+        )
+        composition.assert_apart(found, whole, mixed)
         assert not warnings_of(caplog)
 
 
 def _table(alter, place_of, cast="alone", batch=BATCH, row_key=None, family="sdxl", mask=MASKS):
     scene, cast = scene_of(family), CASTS[cast]
-    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {} if mask is None else {"mask": mask}
-    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
-    owners = NaiveOwners(cast.separation, row_key) if cast.separation else None
+    slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
+    owners = NaiveSeparation(cast.separation, row_key) if cast.separation else None
     table = ValueTable(scene, [(texts[0][0][0], slots)], owners, see=Cropped(SIZE))
     table.place_of = lambda row, rows: place_of(_indices(table.options), row, rows)
     return scene.sample(alter(table.on_patches(scene.model)), *texts, batch=batch)
@@ -142,7 +144,7 @@ def _indices(options):
 class TestWindowsThatOneMustKnow:
     """Here ComfyUI's own results differ from the whole batch's: the table knows the window."""
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_pictures_that_stay_in_every_window(self, place, caplog):
         alter = _core(latent_retain_index_list="0, 1")
 
@@ -152,9 +154,9 @@ class TestWindowsThatOneMustKnow:
 
         right = _table(alter, where)
         found = _bound("sdxl", "alone", alter, place, mask=MASKS)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         whole = _bound("sdxl", "alone", mask=MASKS)
-        assert scenes.relative_difference(whole, found) > beside.VISIBLE
+        assert scenes.relative_difference(whole, found) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @pytest.mark.parametrize("alter", [_core(), OVERLAPPING["looped"]], ids=["static", "looped"])
@@ -172,8 +174,10 @@ class TestWindowsThatOneMustKnow:
         scene = scene_of("small")
         right = _table(alter, where, "apart", row_key=key, family="small", mask=None)
         found = _bound("small", "apart", alter)
-        mixed = beside.sample_bound(scene, scene.subject(), alter, cast=beside.MIXED, batch=BATCH)
-        beside.assert_apart(found, right, mixed)
+        mixed = composition.sample_bound(
+            scene, scene.subject(), alter, cast=composition.MIXED, batch=BATCH
+        )
+        composition.assert_apart(found, right, mixed)
 
     @pytest.mark.parametrize(
         "inputs",
@@ -199,7 +203,7 @@ class TestWindowsThatOneMustKnow:
         mask = MASKS[:1]
         right = _table(alter, where, cast, 1, key, mask=mask)
         found = _bound("sdxl", cast, alter, batch=1, mask=mask)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         stretched = _bound("sdxl", cast, alter, batch=1)
-        assert scenes.relative_difference(stretched, right) > beside.VISIBLE
+        assert scenes.relative_difference(stretched, right) > composition.VISIBLE
         assert not warnings_of(caplog)

@@ -14,7 +14,7 @@ import reference
 import scenes
 import tiny
 import torch
-from prompts import Clips, clips_of, lora_file, slots_of, warnings, with_nouns
+from text_encoders import Clips, clips_of, lora_file, slots_of, warnings, with_nouns
 
 
 @pytest.fixture

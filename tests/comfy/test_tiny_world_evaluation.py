@@ -18,8 +18,8 @@ import torch
 pytest.importorskip("accelerate")
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
 sys.path += [str(ROOT), str(ROOT / "demo")]
-from random_world import random_weights  # noqa: E402
 from tiny_world import models, world  # noqa: E402
+from tiny_world_weights import random_weights  # noqa: E402
 
 from lab import evaluate  # noqa: E402
 from lab.ablations import decoupled, training  # noqa: E402

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("accelerate")
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
 sys.path += [str(ROOT), str(ROOT / "demo")]
-from random_world import random_weights  # noqa: E402
 from tiny_world import world  # noqa: E402
+from tiny_world_weights import random_weights  # noqa: E402
 
 from lab import evaluate  # noqa: E402
 from lab.ablations import open_base  # noqa: E402

@@ -14,7 +14,7 @@ competition = pack.module("nested_core.competition")
 KEPT = 0.9  # of what was known, when a call has shown more
 
 
-class NaiveOwners:
+class NaiveSeparation:
     """Value tables for `reference` in which every pixel hears its owners, from their own evidence.
 
     Each row of the batch has evidence of its own, by its subjects: prompts that name the same ones

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import reference
 from comfy.ldm.modules.attention import optimized_attention
 
@@ -60,10 +60,12 @@ def blocks_of(scene):
 KEYS = {"(block, n, i)": sites_of, "(block, n)": blocks_of}
 
 
-def expect(scene, subject, base, alter=beside.unaltered, cast=beside.ALONE):
+def expect(scene, subject, base, alter=composition.unaltered, cast=composition.ALONE):
     """`base(query, key, value, options)` of each site, and the cast's difference beside it."""
-    positive, negative = (scene.encode(scene.clip, text) for text in (cast.plain, beside.NEGATIVE))
-    rows = reference.positive_only(beside.naive_slots(scene, subject, cast))
+    positive, negative = (
+        scene.encode(scene.clip, text) for text in (cast.plain, composition.NEGATIVE)
+    )
+    rows = reference.positive_only(composition.naive_slots(scene, subject, cast))
     tables = cast.naive_tables
 
     def attend(query, key, value, options):
@@ -75,6 +77,6 @@ def expect(scene, subject, base, alter=beside.unaltered, cast=beside.ALONE):
     return scene.sample(alter(model), positive, negative)
 
 
-def sample_host(scene, alter, prompt=beside.PLAIN):
-    positive, negative = (scene.encode(scene.clip, text) for text in (prompt, beside.NEGATIVE))
+def sample_host(scene, alter, prompt=composition.PLAIN):
+    positive, negative = (scene.encode(scene.clip, text) for text in (prompt, composition.NEGATIVE))
     return scene.sample(alter(scene.model), positive, negative)

@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from .unet import blocks_of
 
 
-class Onlooker:
+class Observer:
     """Remembers what the options held, by where it looked: names of everything, and the tables."""
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Onlooker:
     def on(self, model):
         """A clone that is looked at; the blocks of its UNet for good."""
         model = model.clone()
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "onlooker", self._around)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "observer", self._around)
         model.set_model_attn2_patch(self._before)
         model.set_model_attn1_replace(self._self_attention, "middle", 0)
         for _, block in blocks_of(model).values():

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 
 import torch
 
-from ..encoder import Encoder
-from .safetensors_file import FileKey
-from .weights import dtype_name
+from .encoder import Encoder
+from .precision import dtype_name
 
 # Hashing a full encoder takes seconds, and loaders run often.
-_LoadedKey = tuple[tuple[FileKey, ...], str]
+_LoadedKey = tuple[tuple[Hashable, ...], str]
 _hash_of_files: dict[_LoadedKey, str] = {}
 
 
-def remember_files(encoder: Encoder, keys: tuple[FileKey, ...]) -> None:
+def remember_files(encoder: Encoder, keys: tuple[Hashable, ...]) -> None:
     """Notes the files that an encoder was loaded from, so that they are hashed once.
 
     With another configuration the same files make another encoder.
+
+    Args:
+        keys: one for each file, another one when the file has changed.
     """
     vars(encoder)["loaded_key"] = (keys, encoder.config.to_json())
 

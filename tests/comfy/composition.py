@@ -14,7 +14,7 @@ import pytest
 import reference
 import scenes
 import torch
-from naive_owners import NaiveOwners
+from reference_separation import NaiveSeparation
 from torch import Tensor
 
 
@@ -32,9 +32,9 @@ class Cast:
     separation: float = 0.0
 
     @property
-    def naive_tables(self) -> NaiveOwners | None:
+    def naive_tables(self) -> NaiveSeparation | None:
         """For the reference, anew for each sampling; None where nobody competes."""
-        return NaiveOwners(self.separation) if self.separation else None
+        return NaiveSeparation(self.separation) if self.separation else None
 
     @property
     def plain(self) -> str:

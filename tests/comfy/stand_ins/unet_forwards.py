@@ -57,8 +57,8 @@ def _block(block, hidden, embedded, context, options, shape=None):
     return forward_timestep_embed(block, hidden, embedded, context, options, shape)
 
 
-class Walk:
-    """A plain walk, and the base of the others.
+class BlockByBlock:
+    """All blocks in their order, and the base of the others.
 
     Attributes:
         model: whose blocks are run; such packs keep it from the time when they patched it.
@@ -72,7 +72,7 @@ class Walk:
         x, sigma, conditions = arguments["input"], arguments["timestep"], arguments["c"]
         model = apply_model.__self__
         options = self.options(conditions["transformer_options"])
-        out = self.walk(
+        out = self.run(
             model.diffusion_model,
             model.model_sampling.calculate_input(sigma, x),
             model.model_sampling.timestep(sigma).float(),
@@ -85,18 +85,18 @@ class Walk:
     def options(self, options):
         return options
 
-    def walk(self, unet, x, timesteps, context, y, options):
+    def run(self, unet, x, timesteps, context, y, options):
         return run_blocks(unet, x, timesteps, context, y, options)[0]
 
 
-class CopiesOptions(Walk):
+class CopiesOptions(BlockByBlock):
     """Everything in them anew, tables and all."""
 
     def options(self, options):
         return copy.deepcopy(options)
 
 
-class RebuildsOptions(Walk):
+class RebuildsOptions(BlockByBlock):
     """Only what it knows, in dictionaries of its own."""
 
     def options(self, options):
@@ -112,14 +112,14 @@ class RebuildsOptions(Walk):
 _at_module_level = {}
 
 
-class KeepsOptions(Walk):
+class KeepsOptions(BlockByBlock):
     """The whole dictionary of the first call, for all that follow."""
 
     def options(self, options):
         return _at_module_level.setdefault("options", options)
 
 
-class KeepsTables(Walk):
+class KeepsTables(BlockByBlock):
     """The replace-patches and patches of the first call, beside the options of each."""
 
     def options(self, options):
@@ -128,17 +128,17 @@ class KeepsTables(Walk):
         return {**options, **kept}
 
 
-class IgnoresPatches(Walk):
+class IgnoresPatches(BlockByBlock):
     """What stands in the options is left out."""
 
     def options(self, options):
         return {"cond_or_uncond": options["cond_or_uncond"], "sigmas": options["sigmas"]}
 
 
-class SkipsBlocks(Walk):
+class SkipsBlocks(BlockByBlock):
     """A step cache: every second call runs the outer blocks alone, around what the first kept."""
 
-    def walk(self, unet, x, timesteps, context, y, options):
+    def run(self, unet, x, timesteps, context, y, options):
         deep = _at_module_level.get("deep") if self.calls % 2 == 0 else None
         out, _at_module_level["deep"] = run_blocks(
             unet, x, timesteps, context, y, options, deep=deep
@@ -155,7 +155,7 @@ class SkipsBlocksWithKeptOptions(SkipsBlocks):
         return _at_module_level["options"]
 
 
-class CallsInBetween(Walk):
+class CallsInBetween(BlockByBlock):
     """Every second call goes to the UNet as it should."""
 
     def __call__(self, apply_model, arguments):
@@ -165,7 +165,7 @@ class CallsInBetween(Walk):
         return super().__call__(apply_model, arguments)
 
 
-class CallsFirst(Walk):
+class CallsFirst(BlockByBlock):
     """The UNet is called as it should, for nothing; then its blocks are run."""
 
     def __call__(self, apply_model, arguments):
@@ -173,7 +173,7 @@ class CallsFirst(Walk):
         return super().__call__(apply_model, arguments)
 
 
-class CallsTheUNet(Walk):
+class CallsTheUNet(BlockByBlock):
     """The UNet itself is called, past the model around it: on tiles, where it is given some.
 
     Args:
@@ -187,7 +187,7 @@ class CallsTheUNet(Walk):
         super().__init__()
         self._boxes, self.now = boxes, []
 
-    def walk(self, unet, x, timesteps, context, y, options):
+    def run(self, unet, x, timesteps, context, y, options):
         out, count = torch.zeros_like(x), torch.zeros_like(x)
         for top, left, height, width in self._boxes:
             down, across = slice(top, top + height), slice(left, left + width)
@@ -201,7 +201,7 @@ class CallsTheUNet(Walk):
 
 
 ACTING = [
-    Walk,
+    BlockByBlock,
     CopiesOptions,
     RebuildsOptions,
     KeepsOptions,
@@ -225,26 +225,26 @@ def in_front(model, function):
     return model
 
 
-def as_wrapper(model, walk):
+def as_wrapper(model, forward):
     """A wrapper of the model that calls nothing behind it."""
     model = model.clone()
 
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, options=None, **extra):
         conditions = {"c_crossattn": c_crossattn, "transformer_options": options, **extra}
         own = type("Bound", (), {"__self__": executor.class_obj})
-        return walk(own, {"input": x, "timestep": t, "c": conditions})
+        return forward(own, {"input": x, "timestep": t, "c": conditions})
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "a step cache", run)
     return model
 
 
-def in_place(model, walk):
+def in_place(model, forward):
     """In place of the model's own `apply_model`, by an object patch."""
     model = model.clone()
 
     def apply_model(x, t, **conditions):
         own = type("Bound", (), {"__self__": model.model})
-        return walk(own, {"input": x, "timestep": t, "c": conditions})
+        return forward(own, {"input": x, "timestep": t, "c": conditions})
 
     model.add_object_patch("apply_model", apply_model)
     return model

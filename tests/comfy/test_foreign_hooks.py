@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import beside
-import foreign
+import composition
+import foreign_patches
 import pytest
 import reference
 import scenes
@@ -12,8 +12,8 @@ from two_subjects import warnings_of
 
 
 class TestPatchesAroundTheLayer:
-    @beside.CASTS
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @composition.CASTS
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_changed_keys_and_values_are_those_that_count(self, sdxl, place, cast):
         subject = sdxl.subject()
 
@@ -25,20 +25,20 @@ class TestPatchesAroundTheLayer:
             model.set_model_attn2_patch(change)
             return model
 
-        found = beside.sample_bound(sdxl, subject, alter, place, cast=cast)
-        expected = foreign.expect(sdxl, subject, foreign.attention, alter, cast)
-        assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-        without = foreign.expect(sdxl, subject, foreign.attention, cast=cast)
-        assert scenes.relative_difference(without, expected) > beside.VISIBLE
+        found = composition.sample_bound(sdxl, subject, alter, place, cast=cast)
+        expected = foreign_patches.expect(sdxl, subject, foreign_patches.attention, alter, cast)
+        assert scenes.relative_difference(found, expected) < composition.TOLERANCE
+        without = foreign_patches.expect(sdxl, subject, foreign_patches.attention, cast=cast)
+        assert scenes.relative_difference(without, expected) > composition.VISIBLE
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_a_patch_of_the_output_gets_ours_too(self, sdxl, place):
         def alter(model):
             model = model.clone()
             model.set_model_attn2_output_patch(lambda output, options: output * 0.5)
             return model
 
-        beside.assert_composes(sdxl, alter, places=[place])
+        composition.assert_composes(sdxl, alter, places=[place])
 
 
 class TestAttentionOverride:
@@ -57,24 +57,24 @@ class TestAttentionOverride:
 
         return alter
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_it_sees_the_host_s_attentions_and_no_others(self, sdxl, place):
         ours, hosts = [], []
-        found = beside.sample_bound(sdxl, sdxl.subject(), self._override(ours), place)
-        plain = foreign.sample_host(sdxl, self._override(hosts))
+        found = composition.sample_bound(sdxl, sdxl.subject(), self._override(ours), place)
+        plain = foreign_patches.sample_host(sdxl, self._override(hosts))
         assert ours == hosts
-        assert scenes.relative_difference(plain, found) > beside.VISIBLE
+        assert scenes.relative_difference(plain, found) > composition.VISIBLE
 
-    @beside.CASTS
+    @composition.CASTS
     def test_its_result_is_the_base(self, sdxl, cast):
         subject, alter = sdxl.subject(), self._override([])
-        found = beside.sample_bound(sdxl, subject, alter, cast=cast)
+        found = composition.sample_bound(sdxl, subject, alter, cast=cast)
 
         def base(query, key, value, options):
-            return 0.9 * foreign.attention(query, key, value, options)
+            return 0.9 * foreign_patches.attention(query, key, value, options)
 
-        expected = foreign.expect(sdxl, subject, base, alter, cast)
-        assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+        expected = foreign_patches.expect(sdxl, subject, base, alter, cast)
+        assert scenes.relative_difference(found, expected) < composition.TOLERANCE
 
 
 class TestPatchesThatChangeTheShape:
@@ -115,7 +115,7 @@ class TestPatchesThatChangeTheShape:
         model.set_model_attn2_patch(extend)
         return model
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("change", ["_widen", "_extend"])
     def test_the_layer_is_the_host_s_and_each_sampling_says_so_once(
         self, sdxl, change, place, caplog
@@ -124,18 +124,20 @@ class TestPatchesThatChangeTheShape:
         before = alter(sdxl.model) if place == "before" else sdxl.model
         model, clip = sdxl.apply(sdxl.bind(), model=before)
         model = alter(model) if place == "behind" else model
-        positive, negative = (sdxl.encode(clip, text) for text in (beside.PROMPT, beside.NEGATIVE))
+        positive, negative = (
+            sdxl.encode(clip, text) for text in (composition.PROMPT, composition.NEGATIVE)
+        )
         found = [sdxl.sample(model, positive, negative) for _ in range(2)]
         for each in found:
-            assert torch.equal(each, foreign.sample_host(sdxl, alter))
+            assert torch.equal(each, foreign_patches.sample_host(sdxl, alter))
         first, second = warnings_of(caplog)  # one for each sampling
         assert "shape of cross-attention" in first
         assert first == second
 
-    @beside.CASTS
+    @composition.CASTS
     def test_other_layers_keep_the_subject(self, sdxl, cast):
         subject = sdxl.subject()
-        slots, tables = beside.naive_slots(sdxl, subject, cast), cast.naive_tables
+        slots, tables = composition.naive_slots(sdxl, subject, cast), cast.naive_tables
 
         def alter(model):
             return self._widen(model, blocks=("middle",))
@@ -146,10 +148,10 @@ class TestPatchesThatChangeTheShape:
                 return [{}] * num_rows
             return [slots if kind == 0 else {} for kind in kinds]
 
-        found = beside.sample_bound(sdxl, subject, alter, cast=cast)
+        found = composition.sample_bound(sdxl, subject, alter, cast=cast)
         positive, negative = (
-            sdxl.encode(sdxl.clip, text) for text in (cast.plain, beside.NEGATIVE)
+            sdxl.encode(sdxl.clip, text) for text in (cast.plain, composition.NEGATIVE)
         )
         naive = reference.with_naive_subjects(sdxl.model, sdxl.sites, rows, tables)
         expected = sdxl.sample(alter(naive), positive, negative)
-        assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+        assert scenes.relative_difference(found, expected) < composition.TOLERANCE
