@@ -17,8 +17,8 @@ from torch import Tensor
 from ....nested_core.call.arrival import Arrival
 from ....nested_core.call.content import Cut, where_cut
 from ....nested_core.call.places import Place, cropped
+from ..names import is_hosts
 from .site_call import SiteCall
-from .surroundings import is_hosts
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,11 @@ from ....nested_core.call.rules import Moment, Rules
 from ....nested_core.sites import AttentionSite
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
+from ..names import name_of
 from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots
 from .sampling import Sampling
 from .site_call import SiteCall
-from .surroundings import name_of, names_around
+from .surroundings import names_around
 from .windows import told_window
 
 Conditionings = list[list[dict[str, Any]] | None]

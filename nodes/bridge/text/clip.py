@@ -15,7 +15,7 @@ from torch import Tensor
 from ....nested_core.binding import Binding, merge_bindings
 from ....nested_core.diagnosis import PromptText
 from ....nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
-from ..model.surroundings import name_of
+from ..names import name_of
 from ..notices import current_node, tell
 from .conditioning import SLOTS_KEY, SlotMap
 from .delivery import note_encoded, note_texts, note_written
