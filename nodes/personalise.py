@@ -8,6 +8,7 @@ from torch import Tensor
 from ..nested_core.binding import bind
 from ..nested_core.errors import SubjectError, shown
 from ..nested_core.fidelity import AS_TRAINED
+from ..nested_core.vision import encode_photographs
 from .bind import fidelity_input, word_inputs
 from .bridge.notices import own_id
 from .bridge.paths import (
@@ -20,7 +21,7 @@ from .bridge.paths import (
 )
 from .bridge.shared_files import clip_vision_of_file, encoder_of_file
 from .bridge.shown import show_photographs, shows_pictures
-from .bridge.vision import encode_subject
+from .bridge.vision import image_encoder
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, BindingSocket, SubjectSocket
 
@@ -115,13 +116,12 @@ class PersonaliseSubject(io.ComfyNode):
         encoder = encoder_of_file(encoder_name)
         if clip_vision_name == NO_FILE:
             raise SubjectError(_needs_clip_vision(encoder_name))
-        subject, seen = encode_subject(
+        subject, seen = encode_photographs(
             encoder,
-            clip_vision_of_file(clip_vision_name, encoder),
+            image_encoder(encoder, clip_vision_of_file(clip_vision_name, encoder)),
             image,
             mask,
             crop="center" if mask is None else "subject",
-            combine="concatenate",
             node=_NAME,
         )
         binding = bind(subject, token=token, noun=noun, fidelity=fidelity, node=own_id(cls))

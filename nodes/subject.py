@@ -11,11 +11,13 @@ from torch import Tensor
 from ..nested_core.checkpoint import save_new_subject
 from ..nested_core.encoder import Encoder
 from ..nested_core.errors import SubjectError
-from ..nested_core.subject import Subject, SubjectSequence
+from ..nested_core.preprocess import CropMode
+from ..nested_core.subject import CombineMode, Subject, SubjectSequence
+from ..nested_core.vision import encode_photographs
 from .bridge.notices import current_node, tell
 from .bridge.paths import SUBJECTS, save_folder, with_date
 from .bridge.shown import show_photographs, shows_pictures
-from .bridge.vision import encode_subject
+from .bridge.vision import image_encoder
 from .search import LIKENESS, PHOTOGRAPH
 from .sockets import CATEGORY, EncoderSocket, SubjectSocket
 
@@ -91,11 +93,13 @@ class EncodeSubject(io.ComfyNode):
         image: Tensor,
         clip_vision: ClipVisionModel | None = None,
         mask: Tensor | None = None,
-        crop: str = "center",
-        combine: str = "concatenate",
+        crop: CropMode = "center",
+        combine: CombineMode = "concatenate",
         weights: str = "",
     ) -> io.NodeOutput:
-        subject, seen = encode_subject(encoder, clip_vision, image, mask, crop, combine, weights)
+        subject, seen = encode_photographs(
+            encoder, image_encoder(encoder, clip_vision), image, mask, crop, combine, weights
+        )
         return io.NodeOutput(subject, ui=show_photographs(seen))
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nested_core.sites import AttentionSite
 from nested_core.training.base_model import TextConditions
-from nested_core.training.nested_attention import NestedSubjects
+from nested_core.training.nested_attention import NestedSubjects, Subjects
 
 from ..training.encoder import encoder_config, train_encoder
-from ..training.host import Subjects, TinyWorldHost
+from ..training.host import TinyWorldHost
 from .decoupled import image_attention
 from .encoders import Ablation
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -25,10 +25,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from nested_core.attention import merge_heads, split_heads
 from nested_core.config import HiddenState, ImageEncoderConfig
 from nested_core.sites import AttentionSite
 from nested_core.training.base_model import Caption, CaptionTokenizer, PictureSize, TextConditions
+from nested_core.training.nested_attention import Subjects, attend
 from nested_core.training.noise_schedule import NoiseSchedule
 from nested_core.vision import patch_features
 
@@ -41,14 +41,6 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(
         Path(os.environ["NESTED_ATTENTION_HOST"], "comfy", "sd1_tokenizer")
     )
-
-
-class Subjects(Protocol):
-    """One subject for every row of a batch: `nested_core.training.subjects.NestedSubjects`, say."""
-
-    def delta(self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
-        """What they add to the output of this site, `[batch, heads, pixels, head_dim]`."""
-        ...
 
 
 class BaseModel(nn.Module):
@@ -103,7 +95,7 @@ class BaseModel(nn.Module):
         """The UNet's prediction, with subjects in their tokens' places."""
         options: dict[str, Any] = {"optimized_attention_override": _attend}
         if subjects is not None:
-            patches = {tuple(site): _SubjectSite(site, subjects) for site in self.attentions()}
+            patches = {tuple(site): _site_with(subjects, site) for site in self.attentions()}
             options["patches_replace"] = {"attn2": patches}
         return self.unet(noisy, times, context=context, transformer_options=options)
 
@@ -180,24 +172,16 @@ def _attend(
     _: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, *__: Any, **___: Any
 ) -> Tensor:
     # ComfyUI's attention for small machines computes no gradients of this size fast.
-    query, key, value = (split_heads(tensor, heads) for tensor in (query, key, value))
-    return merge_heads(functional.scaled_dot_product_attention(query, key, value))
+    return attend(query, key, value, heads)
 
 
-class _SubjectSite:
+def _site_with(subjects: Subjects, site: AttentionSite) -> Any:
     """ComfyUI's replace-patch of one site."""
 
-    def __init__(self, site: AttentionSite, subjects: Subjects) -> None:
-        self.site, self.subjects = site, subjects
+    def patch(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+        return attend(query, key, value, options["n_heads"], site=site, subjects=subjects)
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
-    ) -> Tensor:
-        heads = options["n_heads"]
-        query, key, value = (split_heads(tensor, heads) for tensor in (query, key, value))
-        base = functional.scaled_dot_product_attention(query, key, value)
-        delta = self.subjects.delta(self.site, query, key, value)
-        return merge_heads(base + delta.to(base.dtype))
+    return patch
 
 
 def vision_model() -> CLIPVisionModelWithProjection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +26,32 @@ from ..sites import AttentionSite
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]  # by the site's path
 SUBJECTS_KEY = "nested_subjects"  # of `cross_attention_kwargs`, and so a processor's argument
+
+
+@runtime_checkable
+class Subjects(Protocol):
+    """One subject for every row of a batch."""
+
+    def delta(self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
+        """What they add to the output of this site, `[batch, heads, pixels, head_dim]`."""
+        ...
+
+
+def attend(
+    query: Float[Tensor, "batch pixels inner"],
+    key: Float[Tensor, "batch tokens inner"],
+    value: Float[Tensor, "batch tokens inner"],
+    num_heads: int,
+    mask: Tensor | None = None,
+    site: AttentionSite | None = None,
+    subjects: Subjects | None = None,
+) -> Float[Tensor, "batch pixels inner"]:
+    """A layer's attention and, where there are subjects at its site, what they add to it."""
+    query, key, value = (split_heads(each, num_heads) for each in (query, key, value))
+    out = functional.scaled_dot_product_attention(query, key, value, mask)
+    if site is not None and subjects is not None:
+        out = out + subjects.delta(site, query, key, value).to(out.dtype)
+    return merge_heads(out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +95,16 @@ class CrossAttentionProcessor:
         nested_subjects: NestedSubjects | None = None,
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        heads: int = attention.heads
-        query = split_heads(attention.to_q(hidden_states), heads)
-        key, value = (
-            split_heads(project(context), heads) for project in (attention.to_k, attention.to_v)
+        out = attend(
+            attention.to_q(hidden_states),
+            attention.to_k(context),
+            attention.to_v(context),
+            attention.heads,
+            attention_mask,
+            self.site,
+            nested_subjects,
         )
-        out = functional.scaled_dot_product_attention(query, key, value, attention_mask)
-        if nested_subjects is not None:
-            out = out + nested_subjects.delta(self.site, query, key, value).to(out.dtype)
-        projected: Tensor = attention.to_out[0](merge_heads(out))
-        return attention.to_out[1](projected)
+        return attention.to_out[1](attention.to_out[0](out))
 
 
 class SelfAttentionProcessor:

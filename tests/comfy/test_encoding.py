@@ -48,7 +48,8 @@ def test_transformers_and_comfyui_give_the_same_subject(hidden_state, crop):
     twin.load_state_dict(state)
 
     image = _random_images(3, 50, 41, 3)
-    ours = vision_module.encode_photographs(scene.encoder, twin, image, crop=crop)
+    vision = vision_module.transformers_encoder(twin)
+    ours, _ = vision_module.encode_photographs(scene.encoder, vision, image, crop=crop)
     comfys = pack.run(
         "EncodeSubject", encoder=scene.encoder, image=image, clip_vision=scene.vision, crop=crop
     )
