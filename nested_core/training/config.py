@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 
 from ..attention import ValueNorm, ValueNormMode
 from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
+from ..families import DEFAULT_FAMILY
 from ..preprocess import CropMode
 from .errors import TrainingError
 from .optimiser import LearningRateSchedule
@@ -116,7 +117,11 @@ class TrainingConfig:
             )
 
     def encoder_config(
-        self, base: str, image_encoder: ImageEncoderConfig, text_dim: int
+        self,
+        base: str,
+        image_encoder: ImageEncoderConfig,
+        text_dim: int,
+        family: str = DEFAULT_FAMILY.name,
     ) -> EncoderConfig:
         """What the encoder file will say of itself, for this base model and image encoder."""
         image_encoder = dataclasses.replace(image_encoder, hidden_state=self.hidden_state)
@@ -130,7 +135,7 @@ class TrainingConfig:
             output_dim=text_dim,
         )
         norm = ValueNorm(self.value_norm, self.value_norm_scale)
-        return EncoderConfig(self.noun, base, image_encoder, resampler, norm)
+        return EncoderConfig(self.noun, base, image_encoder, resampler, norm, family)
 
     def to_json(self) -> str:
         """All settings, as a file that `--config` reads."""

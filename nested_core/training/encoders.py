@@ -12,7 +12,7 @@ from ..config import EncoderConfig
 from ..encoder import Encoder
 from ..resampler import ResamplerExtras
 from ..shapes import Bool, Float
-from ..sites import AttentionSite
+from ..sites import Site
 from .base_model import BaseModel, Caption, PictureSize
 from .config import TrainingConfig
 from .errors import TrainingError
@@ -60,7 +60,7 @@ def initial_encoder(
         TrainingError: `initial_encoder` names an encoder of other sizes or for other sites.
     """
     encoder_config = config.encoder_config(
-        base_model.base, base_model.image_encoder, base_model.text_dim
+        base_model.base, base_model.image_encoder, base_model.text_dim, base_model.family.name
     )
     earlier = load_encoder(config.initial_encoder) if config.initial_encoder else None
     # The optional parts of an earlier resampler are trained on.
@@ -115,7 +115,7 @@ def _spread_like_text(encoder: Encoder, base_model: BaseModel, captions: Sequenc
 
 def trained_encoder(
     config: EncoderConfig,
-    site_dims: Mapping[AttentionSite, int],
+    site_dims: Mapping[Site, int],
     extras: ResamplerExtras | None,
     weights: Mapping[str, Tensor],
     dtype: torch.dtype,

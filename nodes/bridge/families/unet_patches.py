@@ -23,7 +23,7 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ..model.inside import without_innermost
 from ..model.site_call import Patch, SiteCall
 

@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ....nested_core.encoder import Encoder
-from ....nested_core.sites import AttentionSite, in_network_order
+from ....nested_core.families.unet_sites import AttentionSite, in_network_order
 from ....nested_core.subject import Subject
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ....nested_core.binding import Binding
 from ....nested_core.competition import ownership
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.subject import SubjectSequence
 from ..text.conditioning import read_slots
 from .arrival import Arrival

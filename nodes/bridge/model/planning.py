@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ....nested_core.binding import Binding
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.schedule import percent_at
-from ....nested_core.sites import AttentionSite
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
 from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.maps import MapError, MapRecord, RecordPlan, SiteMap, live_view
 from ....nested_core.maps.canvas import to_image
-from ....nested_core.sites import AttentionSite
 from ..families.unet import site_dims
 from .sighting import Sighting
 from .windows import Place

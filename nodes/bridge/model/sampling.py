@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from ....nested_core.attention import BoundToken, blended_values
 from ....nested_core.competition import SMALLEST, comparability, contrast
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.maps import ValuePicture, value_picture
-from ....nested_core.sites import AttentionSite
 from ..notices import Notices
 from .arrival import Sent
 from .recording import Recorder, any_values

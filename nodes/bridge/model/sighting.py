@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ....nested_core.attention import BoundToken
 from ....nested_core.binding import Binding
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.maps import ValuePicture
-from ....nested_core.sites import AttentionSite
 
 
 @dataclass(frozen=True, eq=False)

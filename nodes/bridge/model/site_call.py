@@ -24,7 +24,7 @@ from ....nested_core.attention import (
     split_heads,
 )
 from ....nested_core.binding import Binding
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from .kv_cache import SubjectKeysValues
 from .sighting import Sighting, Watch
 
