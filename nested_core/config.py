@@ -88,18 +88,14 @@ class EncoderConfig:
                 "The file was not written by this project's tools, or is damaged: get it again."
             ) from error
         section = _Section(where, "config", data)
+        family = section.data.get("family", DEFAULT_FAMILY.name)
         config = cls(
             noun=section.text("noun"),
             base=section.text("base"),
             image_encoder=section.inner("image_encoder").as_dataclass(ImageEncoderConfig),
             resampler=section.inner("resampler").as_dataclass(ResamplerConfig),
             value_norm=section.inner("value_norm").as_dataclass(ValueNorm),
-            family=_choice(
-                where,
-                "config.family",
-                section.data.get("family", DEFAULT_FAMILY.name),
-                tuple(FAMILIES),
-            ),
+            family=_choice(where, "config.family", family, tuple(FAMILIES)),
         )
         _check_image_encoder(config, where)
         config.check_ranges(where)

@@ -18,7 +18,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..families import DEFAULT_FAMILY, IsSame, Projection
+from ..families import DEFAULT_FAMILY
+from ..families.family import IsSame, Projection, Projections
 from ..tensor_names import plain, projection_of
 from .aside import Group, averaged_copies, frozen_parts, token_embeddings, training_leftovers
 from .safetensors_file import TensorSpec
@@ -168,7 +169,7 @@ def _base_projections(reading: Reading, tensors: Specs) -> dict[str, Projection]
 
 
 def _read_projections(
-    reading: Reading, tensors: Specs, base: Mapping[str, Projection], is_same: IsSame
+    reading: Reading, tensors: Specs, base: Projections, is_same: IsSame
 ) -> Specs:
     """Adds the projections; the rest of the tensors."""
     projections = _projections(tensors)

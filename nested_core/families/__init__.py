@@ -5,21 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import CheckpointError
-from .family import Family, Grid, IsSame, Layout, Places, Projection
+from .family import Family
 from .unet import UNET
-
-__all__ = [
-    "DEFAULT_FAMILY",
-    "FAMILIES",
-    "AnyFamily",
-    "Family",
-    "Grid",
-    "IsSame",
-    "Layout",
-    "Places",
-    "Projection",
-    "family_named",
-]
 
 AnyFamily = Family[Any]
 

@@ -62,6 +62,9 @@ class Projection:
     width: int
 
 
+Projections = Mapping[str, Projection]  # by the file's keys
+
+
 @dataclass
 class Places:
     """The site of each key as far as it can be told, with sentences on what could not."""
@@ -105,7 +108,8 @@ class Family(ABC, Generic[SiteT]):
     def site(self, path: str) -> SiteT:
         """The site of an encoder file's name, `sites.PATH.to_k.weight`.
 
-        A path is made of words and numbers joined by dots; none goes on where another ends.
+        A path is made of words and numbers joined by dots, and none goes on where another ends. It
+        becomes the path of a module: no word is one that torch's modules use, such as `double`.
 
         Raises:
             SiteError: no path of this family.
@@ -129,22 +133,15 @@ class Family(ABC, Generic[SiteT]):
 
     # ---- 3: how other makers name them
 
-    def find_places(
-        self,
-        projections: Mapping[str, Projection],
-        base: Mapping[str, Projection],
-        is_same: IsSame,
-    ) -> Places:
+    def find_places(self, projections: Projections, base: Projections, is_same: IsSame) -> Places:
         """The site of each projection of a foreign encoder file. A family need not know any such file.
 
         Args:
-            projections: those to be placed, by the file's keys.
+            projections: those to be placed.
             base: what the base model in the same file has of keys and values, self-attention's too.
             is_same: whether the tensors of two keys are equal.
         """
-        return Places(
-            problems=[f"No naming of other makers is known for models of the family '{self.name}'"]
-        )
+        return Places(problems=[f"Of the family '{self.name}' only native files are known"])
 
     def layout_of(self, site_dims: Mapping[SiteT, int]) -> Layout | None:
         """The known base model that has these sites, by their inner widths; None where none has."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
 
 from ..errors import SiteError
 from ..sites import SiteSelector
 from ..tensor_names import plain
-from .family import Family, Grid, IsSame, Places, Projection
+from .family import Family, Grid, IsSame, Places, Projections
 from .unet_names import LAYOUTS, DiffusersPlace, layers_per_block, named_place
 from .unet_places import find_places
 from .unet_sites import AttentionSite, describe_sites, in_network_order, parse_sites
 
 _BASE_OF_TEXT_WIDTH = {2048: "sdxl", 768: "sd15"}
-
-_Layer = TypeVar("_Layer")
 
 
 class UNetFamily(Family[AttentionSite]):
@@ -46,22 +43,6 @@ class UNetFamily(Family[AttentionSite]):
             for name, place in places.items()
         }
 
-    def numbered(
-        self, blocks: Mapping[str, Sequence[Sequence[_Layer]]]
-    ) -> dict[AttentionSite, _Layer]:
-        """What a host found at each site.
-
-        Args:
-            blocks: for `input`, `middle` and `output` the host's blocks, each with its transformer
-                blocks in order. A block without attention counts; the middle is a single block.
-        """
-        return {
-            AttentionSite(block, number, index): layer
-            for block, levels in blocks.items()
-            for number, level in enumerate(levels)
-            for index, layer in enumerate(level)
-        }
-
     def site(self, path: str) -> AttentionSite:
         return AttentionSite.from_path(path)
 
@@ -74,12 +55,7 @@ class UNetFamily(Family[AttentionSite]):
     def describe_sites(self, sites: Iterable[AttentionSite]) -> str:
         return describe_sites(sites)
 
-    def find_places(
-        self,
-        projections: Mapping[str, Projection],
-        base: Mapping[str, Projection],
-        is_same: IsSame,
-    ) -> Places:
+    def find_places(self, projections: Projections, base: Projections, is_same: IsSame) -> Places:
         return find_places(projections, base, is_same)
 
     def base_of(self, site_dims: Mapping[AttentionSite, int], text_dim: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 
 from ..tensor_names import KEY_WORDS, VALUE_WORDS, plain
-from .family import IsSame, Layout, Places, Projection
+from .family import IsSame, Layout, Places, Projections
 from .unet_names import (
     LAYOUTS,
     DiffusersPlace,
@@ -26,8 +26,6 @@ from .unet_names import (
 from .unet_sites import AttentionSite
 
 _MAX_LISTS = 2  # over all attention layers, and over the cross-attentions alone
-
-Projections = Mapping[str, Projection]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 
 from ..attention import ValueNorm, ValueNormMode
 from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
-from ..families import DEFAULT_FAMILY
 from ..preprocess import CropMode
 from .errors import TrainingError
 from .optimiser import LearningRateSchedule
@@ -117,11 +116,7 @@ class TrainingConfig:
             )
 
     def encoder_config(
-        self,
-        base: str,
-        image_encoder: ImageEncoderConfig,
-        text_dim: int,
-        family: str = DEFAULT_FAMILY.name,
+        self, base: str, image_encoder: ImageEncoderConfig, text_dim: int
     ) -> EncoderConfig:
         """What the encoder file will say of itself, for this base model and image encoder."""
         image_encoder = dataclasses.replace(image_encoder, hidden_state=self.hidden_state)
@@ -135,7 +130,7 @@ class TrainingConfig:
             output_dim=text_dim,
         )
         norm = ValueNorm(self.value_norm, self.value_norm_scale)
-        return EncoderConfig(self.noun, base, image_encoder, resampler, norm, family)
+        return EncoderConfig(self.noun, base, image_encoder, resampler, norm)
 
     def to_json(self) -> str:
         """All settings, as a file that `--config` reads."""

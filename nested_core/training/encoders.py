@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ def initial_encoder(
         TrainingError: `initial_encoder` names an encoder of other sizes or for other sites.
     """
     encoder_config = config.encoder_config(
-        base_model.base, base_model.image_encoder, base_model.text_dim, base_model.family.name
+        base_model.base, base_model.image_encoder, base_model.text_dim
     )
+    encoder_config = replace(encoder_config, family=base_model.family.name)
     earlier = load_encoder(config.initial_encoder) if config.initial_encoder else None
     # The optional parts of an earlier resampler are trained on.
     extras = earlier.resampler.extras if earlier else None

@@ -53,12 +53,12 @@ def blocks_of(unet: Any) -> dict[AttentionSite, Any]:
         "middle": [unet.middle_block],
         "output": unet.output_blocks,
     }
-    return UNET.numbered(
-        {
-            block: [_transformer_blocks(_original(level)) for level in of_block]
-            for block, of_block in levels.items()
-        }
-    )
+    return {
+        AttentionSite(block, number, index): transformer
+        for block, of_block in levels.items()
+        for number, level in enumerate(of_block)
+        for index, transformer in enumerate(_transformer_blocks(_original(level)))
+    }
 
 
 def _original(module: Any) -> Any:
