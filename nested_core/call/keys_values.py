@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..sites import AttentionSite
+from ..sites import Site
 from ..subject import Subject
 
 
@@ -45,9 +45,7 @@ class SubjectKeysValues(nn.Module):
         identity: of the subject they belong to, also in the copies that other devices get.
     """
 
-    def __init__(
-        self, identity: SubjectIdentity, sites: dict[AttentionSite, SiteKeysValues]
-    ) -> None:
+    def __init__(self, identity: SubjectIdentity, sites: dict[Site, SiteKeysValues]) -> None:
         super().__init__()
         self.identity = identity
         self.by_site = sites

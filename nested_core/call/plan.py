@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..binding import Binding
-from ..sites import AttentionSite
+from ..sites import Site
 from .keys_values import SubjectKeysValues
 
 Rows: TypeAlias = slice | Tensor
@@ -34,7 +34,7 @@ class ActiveSubject:
 
     binding: Binding
     keys_values: SubjectKeysValues
-    sites: frozenset[AttentionSite]
+    sites: frozenset[Site]
     rows: Rows
     region: Tensor | None = None
     presence: float = 1.0
@@ -105,9 +105,9 @@ class CallPlan:
     )
 
     @cached_property
-    def sites(self) -> frozenset[AttentionSite]:
+    def sites(self) -> frozenset[Site]:
         """Where some subject acts."""
-        return frozenset[AttentionSite]().union(*(each.sites for each in self.subjects))
+        return frozenset[Site]().union(*(each.sites for each in self.subjects))
 
     @property
     def is_local(self) -> bool:

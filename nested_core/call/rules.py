@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..binding import Binding
 from ..schedule import percent_at
-from ..sites import AttentionSite
+from ..sites import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Rules:
     """
 
     bindings: tuple[Binding, ...]
-    sites: Mapping[int, frozenset[AttentionSite]]
+    sites: Mapping[int, frozenset[Site]]
     separation: float
 
     @cached_property

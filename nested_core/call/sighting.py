@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention import BoundToken
 from ..binding import Binding
-from ..sites import AttentionSite
+from ..sites import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Sighting:
         is_on_grid: whether height and width are known; else all pixels are in one row.
     """
 
-    site: AttentionSite
+    site: Site
     rows: tuple[int, ...]
     bindings: tuple[Binding, ...]
     seen: Tensor

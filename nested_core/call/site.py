@@ -16,7 +16,7 @@ from ..attention import (
     split_heads,
 )
 from ..kernels import KERNELS, Kernel
-from ..sites import AttentionSite
+from ..sites import Site
 from .plan import ActiveSubject, CallPlan, Grid, RowGroup, Rows, TokenOccurrence
 from .sighting import Sighting, Watch
 
@@ -36,7 +36,7 @@ class Pixels:
 
 def site_deltas(
     plan: CallPlan,
-    site: AttentionSite,
+    site: Site,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -88,7 +88,7 @@ def site_deltas(
 
 
 def values_of(
-    subject: ActiveSubject, site: AttentionSite, query: Tensor, attention: AttentionFunction
+    subject: ActiveSubject, site: Site, query: Tensor, attention: AttentionFunction
 ) -> Tensor:
     """v*(q) of a subject for all rows that contain it, `[rows, heads, pixels, head_dim]`."""
     projected = subject.keys_values.by_site[site]

@@ -16,7 +16,7 @@ from torch import Tensor
 _config = pack.module("nested_core.config")
 _attention = pack.module("nested_core.attention")
 _encoder = pack.module("nested_core.encoder")
-_sites = pack.module("nested_core.sites")
+_sites = pack.module("nested_core.families.unet_sites")
 _family = pack.module("nodes.bridge.families.unet")
 
 

@@ -223,7 +223,7 @@ class TestThumbnails:
 
 
 def test_layers_of_maps_are_transparent_pictures_of_their_own_kind(temporary):
-    maps, sites = pack.module("nested_core.maps"), pack.module("nested_core.sites")
+    maps, sites = pack.module("nested_core.maps"), pack.module("nested_core.families.unet_sites")
     record = maps.MapRecord(maps.RecordPlan())
     record.begin(1)
     seen = torch.zeros(4, 6, dtype=torch.float16)

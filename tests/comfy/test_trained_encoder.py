@@ -136,7 +136,7 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
 
 
 def _plain_site(site):
-    from nested_core.sites import AttentionSite
+    from nested_core.families.unet_sites import AttentionSite
 
     return AttentionSite(*site)
 

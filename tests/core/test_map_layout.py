@@ -11,11 +11,11 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import ImageDraw
 
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.maps import SHEETS, MapRecord, RecordPlan, SiteMap, ValuePicture, draw_sheet
 from nested_core.maps.canvas import GAP, MARGIN, TITLE
 from nested_core.maps.colours import subject_colour
 from nested_core.maps.panels import LARGE, MEDIUM, SMALL, map_size
-from nested_core.sites import AttentionSite
 
 _FINE, _COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
 _NAME = 28  # px from the top of a name's square into what stands below

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_core.errors import SiteError
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.maps import (
     MapError,
     MapRecord,
@@ -16,7 +17,6 @@ from nested_core.maps import (
     ValuePicture,
     parse_steps,
 )
-from nested_core.sites import AttentionSite
 
 _FINE, _COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
 

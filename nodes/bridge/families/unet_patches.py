@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ....nested_core.call.plan import CallPlan
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ..model.inside import without_innermost
 from ..model.site_call import Patch, SiteCall
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ....nested_core.call.keys_values import SiteKeysValues, SubjectKeysValues, identity_of
 from ....nested_core.encoder import Encoder
-from ....nested_core.sites import AttentionSite, in_network_order
+from ....nested_core.families.unet_sites import AttentionSite, in_network_order
 from ....nested_core.subject import Subject
 
 

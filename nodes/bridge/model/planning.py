@@ -23,7 +23,7 @@ from ....nested_core.call.places import Frame
 from ....nested_core.call.plan import CallPlan
 from ....nested_core.call.planning import plan_call
 from ....nested_core.call.rules import Moment, Rules
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
 from ..names import name_of
@@ -42,7 +42,7 @@ class Planning:
     def __init__(
         self,
         bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[AttentionSite]],
+        sites: Mapping[int, frozenset[Site]],
         separation: float,
     ) -> None:
         self._rules = Rules(tuple(bindings), sites, separation)

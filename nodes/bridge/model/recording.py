@@ -28,7 +28,7 @@ from ....nested_core.maps import (
     live_view,
 )
 from ....nested_core.maps.canvas import to_image
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 from ..families.unet import site_dims
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Recorder:
     """
 
     output: SampledRecord
-    sites: frozenset[AttentionSite]
+    sites: frozenset[Site]
     preview: bool
 
     def start(self, num_steps: int) -> Recording:
@@ -225,9 +225,7 @@ def _in_whole(seen: Tensor, place: Place) -> Tensor:
     return whole
 
 
-def any_values(
-    recordings: Sequence[Recording], step: int, num_steps: int
-) -> frozenset[AttentionSite]:
+def any_values(recordings: Sequence[Recording], step: int, num_steps: int) -> frozenset[Site]:
     """The sites whose values some record wants at this step."""
     wanting = [each for each in recordings if each.record.plan.wants_values(step, num_steps)]
     return frozenset[Any]().union(*(each.recorder.sites for each in wanting))

@@ -19,7 +19,7 @@ from ....nested_core.call.evidence import SubjectMaps
 from ....nested_core.call.places import Place
 from ....nested_core.call.sighting import Sighting
 from ....nested_core.maps import ValuePicture, value_picture
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 from ..notices import Notices
 from .recording import Recorder, Seen, any_values
 
@@ -76,7 +76,7 @@ class Sampling:
         self.tallies: dict[int, Tally] = {}
         self.pictures: Tensor | None = None
         self.sent: Sent | None = None
-        self.reached: set[AttentionSite] = set()
+        self.reached: set[Site] = set()
         self.planned: set[int] = set()
         self.surroundings: set[str] = set()
         self._step = 0
@@ -168,7 +168,7 @@ class CallWatch:
         sampling: Sampling,
         places: Sequence[Place] | None,
         step: int,
-        value_sites: frozenset[AttentionSite],
+        value_sites: frozenset[Site],
         wants_maps: bool,
     ) -> None:
         self._sampling, self._places, self._step = sampling, places, step

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....nested_core.call.plan import CallPlan, Grid, Rows
 from ....nested_core.call.sighting import Watch
 from ....nested_core.call.site import Pixels, site_deltas
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 
 Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
@@ -39,14 +39,14 @@ class SiteCall:
     plan: CallPlan
     foreign: Mapping[tuple[Any, ...], Patch]
     say: Callable[..., None]
-    layers: Mapping[AttentionSite, Any] = field(default_factory=dict)
-    beside: frozenset[AttentionSite] = frozenset()
-    reached: set[AttentionSite] = field(default_factory=set)
+    layers: Mapping[Site, Any] = field(default_factory=dict)
+    beside: frozenset[Site] = frozenset()
+    reached: set[Site] = field(default_factory=set)
     watch: Watch | None = None
-    given: tuple[AttentionSite, Tensor, Tensor, Tensor] | None = None
+    given: tuple[Site, Tensor, Tensor, Tensor] | None = None
     is_over: bool = False
 
-    def acts_at(self, site: AttentionSite) -> bool:
+    def acts_at(self, site: Site) -> bool:
         """Whether some subject is to act there."""
         return site in self.plan.sites
 
@@ -56,7 +56,7 @@ class SiteCall:
 
     def attend(
         self,
-        site: AttentionSite | None,
+        site: Site | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -69,7 +69,7 @@ class SiteCall:
     def added_to(
         self,
         base: Tensor,
-        site: AttentionSite | None,
+        site: Site | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -86,7 +86,7 @@ class SiteCall:
 
     def deltas(
         self,
-        site: AttentionSite | None,
+        site: Site | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -112,7 +112,7 @@ class SiteCall:
 
     def base(
         self,
-        site: AttentionSite | None,
+        site: Site | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -134,7 +134,7 @@ class SiteCall:
             transformer_options=options,
         )
 
-    def _heads(self, site: AttentionSite, options: Mapping[str, Any]) -> int | None:
+    def _heads(self, site: Site, options: Mapping[str, Any]) -> int | None:
         """As the option says, else the layer; a foreign block need not say."""
         return options.get("n_heads") or getattr(self.layers.get(site), "heads", None)
 

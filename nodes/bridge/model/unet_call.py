@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ....nested_core.binding import Binding
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ..families.unet_patches import (
     CALL_KEY,
     current_call,

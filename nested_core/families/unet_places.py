@@ -9,38 +9,23 @@ the one by which they are equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise, product
 
-from ..sites import AttentionSite
-from .layouts import (
+from ..tensor_names import KEY_WORDS, VALUE_WORDS, plain
+from .family import IsSame, Layout, Places, Projections
+from .unet_names import (
     LAYOUTS,
     DiffusersPlace,
-    Layout,
     Numbering,
     known_numberings,
     layers_per_block,
     named_place,
-    plain,
 )
-from .safetensors_file import TensorSpec
+from .unet_sites import AttentionSite
 
-_KEY_WORDS = {"k", "key", "keys", "wk"}
-_VALUE_WORDS = {"v", "value", "values", "wv"}
 _MAX_LISTS = 2  # over all attention layers, and over the cross-attentions alone
-
-IsSame = Callable[[str, str], bool]
-Specs = Mapping[str, TensorSpec]
-
-
-@dataclass
-class Places:
-    """The site of each key as far as it can be told, with sentences on what could not."""
-
-    sites: dict[str, AttentionSite] = field(default_factory=dict[str, AttentionSite])
-    problems: list[str] = field(default_factory=list[str])
-    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -55,21 +40,7 @@ class _Way:
         return " and ".join(dict.fromkeys(each.label for each in self.numberings))
 
 
-def projection_of(key: str, spec: TensorSpec) -> str | None:
-    """`to_k` or `to_v` where a key is a projection to keys or values, else None."""
-    if len(spec.shape) != 2 or "lora" in re.split("[._]", plain(key).lower()):
-        return None
-    for part in reversed(plain(key).lower().split(".")):
-        words = set(re.split("[_-]", part))
-        is_key, is_value = bool(words & _KEY_WORDS), bool(words & _VALUE_WORDS)
-        if is_key != is_value:
-            return "to_k" if is_key else "to_v"
-        if is_key:
-            return None
-    return None
-
-
-def find_places(projections: Specs, base: Specs, is_same: IsSame) -> Places:
+def find_places(projections: Projections, base: Projections, is_same: IsSame) -> Places:
     """The site of each projection.
 
     Args:
@@ -93,8 +64,8 @@ def find_places(projections: Specs, base: Specs, is_same: IsSame) -> Places:
         return found
     found.sites = {key: _site(place, layers) for key, place in named.items()}
     others = {
-        key: spec
-        for key, spec in projections.items()
+        key: projection
+        for key, projection in projections.items()
         if key not in named and "attn1" not in plain(key).split(".")
     }
     base_dims = _dims({key: _site(place, layers) for key, place in base_places.items()}, base)
@@ -109,8 +80,8 @@ def _site(place: AttentionSite | DiffusersPlace, layers: int) -> AttentionSite:
 
 def _place_lists(
     found: Places,
-    projections: Specs,
-    others: Specs,
+    projections: Projections,
+    others: Projections,
     base_dims: Mapping[AttentionSite, int],
     is_same: IsSame,
 ) -> None:
@@ -157,7 +128,7 @@ def _numbered_lists(keys: Iterable[str]) -> list[dict[str, int]] | None:
 
 def _neutral(word: str) -> str:
     """So that the lists of keys and of values are one."""
-    if word in _KEY_WORDS | _VALUE_WORDS:
+    if word in KEY_WORDS | VALUE_WORDS:
         return "*"
     return "#" if word.isdecimal() else word
 
@@ -175,7 +146,7 @@ def _places_of(rows: Mapping[str, list[int]]) -> dict[str, int] | None:
 
 def _fitting_ways(
     named: Mapping[str, AttentionSite],
-    projections: Specs,
+    projections: Projections,
     lists: list[dict[str, int]],
     known: Iterable[Numbering],
 ) -> Iterator[_Way]:
@@ -202,22 +173,24 @@ def _fitting_ways(
                 yield _Way(chosen, sites)
 
 
-def _dims(sites: Mapping[str, AttentionSite], specs: Specs) -> dict[AttentionSite, int] | None:
+def _dims(
+    sites: Mapping[str, AttentionSite], projections: Projections
+) -> dict[AttentionSite, int] | None:
     """Each site's width; None where its tensors have several."""
     dims: dict[AttentionSite, int] = {}
     for key, site in sites.items():
-        if dims.setdefault(site, specs[key].shape[0]) != specs[key].shape[0]:
+        if dims.setdefault(site, projections[key].width) != projections[key].width:
             return None
     return dims
 
 
 def _doubles_agree(
-    named: Mapping[str, AttentionSite], projections: Specs, way: _Way, is_same: IsSame
+    named: Mapping[str, AttentionSite], projections: Projections, way: _Way, is_same: IsSame
 ) -> bool:
     """Whether all tensors that this way takes for the same projection are equal."""
-    keys_of: dict[tuple[AttentionSite, str | None], list[str]] = {}
+    keys_of: dict[tuple[AttentionSite, str], list[str]] = {}
     for key, site in {**named, **way.sites}.items():
-        keys_of.setdefault((site, projection_of(key, projections[key])), []).append(key)
+        keys_of.setdefault((site, projections[key].kind), []).append(key)
     return all(is_same(one, other) for keys in keys_of.values() for one, other in pairwise(keys))
 
 

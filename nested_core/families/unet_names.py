@@ -1,4 +1,4 @@
-"""Known base models: which cross-attention layers they have, and in which order others count them.
+"""Known UNets: which cross-attention layers they have, how others name and in which order they count them.
 
 A place in the UNet is given by name, as diffusers or ComfyUI call its blocks, or by a number.
 Numbers are understood only where exactly one known way of counting fits them and the widths.
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..sites import AttentionSite, in_network_order
+from ..tensor_names import plain
+from .family import Layout
+from .unet_sites import AttentionSite, in_network_order
 
 _GAP = r"[._-]"  # names flattened with dots, or with underscores as module dictionaries need it
 _DIFFUSERS = re.compile(
@@ -25,15 +27,6 @@ _COMFYUI = re.compile(
 _NATIVE = re.compile(
     rf"(?<![a-z])(input|middle|output){_GAP}([0-9]{{1,4}}){_GAP}([0-9]{{1,4}})(?![0-9])"
 )
-
-
-# What wrappers of torch put into the middle of a parameter's name.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
-def plain(key: str) -> str:
-    """The key without wrappers' words, its parts joined by dots."""
-    return ".".join(part for part in re.split("[./]", key) if part not in _WRAPPERS)
 
 
 class DiffusersPlace(NamedTuple):
@@ -99,24 +92,6 @@ def layers_per_block(places: Iterable[DiffusersPlace]) -> int | None:
         return layers
     fits_two = all(max(indices) < 2 for indices in down) and all(max(indices) < 3 for indices in up)
     return 2 if fits_two else None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The cross-attention layers of one base model, each with its inner width.
-
-    `label` is how messages call it.
-    """
-
-    name: str
-    label: str
-    widths: Mapping[AttentionSite, int]
-
-    def fits(self, site_dims: Mapping[AttentionSite, int]) -> bool:
-        """Whether the sites are this layout's, with its widths or all of them scaled alike."""
-        if site_dims.keys() != self.widths.keys():
-            return False
-        return len({site_dims[site] / width for site, width in self.widths.items()}) == 1
 
 
 def _layout(name: str, label: str, blocks: Iterable[tuple[str, str, int, int]]) -> Layout:
