@@ -32,7 +32,7 @@ SUBJECTS_KEY = "nested_subjects"  # of `cross_attention_kwargs`, and so a proces
 class Subjects(Protocol):
     """One subject for every row of a batch."""
 
-    def delta(self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
+    def delta(self, site: Site, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
         """What they add to the output of this site, `[batch, heads, pixels, head_dim]`."""
         ...
 
@@ -43,7 +43,7 @@ def attend(
     value: Float[Tensor, "batch tokens inner"],
     num_heads: int,
     mask: Tensor | None = None,
-    site: AttentionSite | None = None,
+    site: Site | None = None,
     subjects: Subjects | None = None,
 ) -> Float[Tensor, "batch pixels inner"]:
     """A layer's attention and, where there are subjects at its site, what they add to it."""

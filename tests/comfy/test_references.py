@@ -21,7 +21,7 @@ from torch.nn import functional
 checkpoint = pack.module("nested_core.checkpoint")
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
 site = pack.module("nested_core.call.site")
-site_call = pack.module("nodes.bridge.model.site_call")
+site_call = pack.module("nodes.bridge.families.unet_site_call")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN, POSITION = "a drawing of <anna>", "a drawing of woman", 4

@@ -56,9 +56,9 @@ class TestOff:
 
     def test_nobody_looks_on(self, scene, monkeypatch):
         watches = []
-        added_to = pack.module("nodes.bridge.model.site_call").SiteCall.added_to
+        added_to = pack.module("nodes.bridge.families.unet_site_call").SiteCall.added_to
         monkeypatch.setattr(
-            pack.module("nodes.bridge.model.site_call").SiteCall,
+            pack.module("nodes.bridge.families.unet_site_call").SiteCall,
             "added_to",
             lambda self, *args: watches.append(self.watch.wants_maps) or added_to(self, *args),
         )

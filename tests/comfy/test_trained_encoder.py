@@ -28,7 +28,7 @@ from nested_core.training.nested_attention import CrossAttentionProcessor, Neste
 
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
 plan = pack.module("nested_core.call.plan")
-site_call = pack.module("nodes.bridge.model.site_call")
+site_call = pack.module("nodes.bridge.families.unet_site_call")
 TOKENIZER = Path(os.environ["NESTED_ATTENTION_HOST"], "comfy", "sd1_tokenizer")
 
 

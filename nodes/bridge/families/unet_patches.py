@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ....nested_core.call.plan import CallPlan
 from ....nested_core.families.unet_sites import AttentionSite
-from ..model.inside import without_innermost
-from ..model.site_call import Patch, SiteCall
+from ..wrappers import without_innermost
+from .unet_site_call import Patch, SiteCall
 
 # Where the options say which call it is, for whoever looks on.
 CALL_KEY = "nested_attention"

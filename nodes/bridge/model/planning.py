@@ -26,10 +26,10 @@ from ....nested_core.call.rules import Moment, Rules
 from ....nested_core.sites import Site
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
+from ..families.unet_site_call import SiteCall
 from ..names import name_of
 from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots
 from .sampling import Sampling
-from .site_call import SiteCall
 from .surroundings import names_around
 from .windows import told_window
 

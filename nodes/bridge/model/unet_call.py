@@ -20,12 +20,13 @@ from ..families.unet_patches import (
     take_down,
     traced_apart,
 )
+from ..families.unet_site_call import SiteCall
 from ..text.conditioning import facts_in, slot_map_of, without_facts
+from ..wrappers import with_innermost
 from .compiling import is_compiled
-from .inside import PlannedRun, is_wrapped, with_innermost
+from .inside import PlannedRun, is_wrapped
 from .planning import Conditionings, Planning, is_bound
 from .sampling import SAMPLING_KEY, Sampling
-from .site_call import SiteCall
 from .surroundings import FUNCTION_WRAPPER, function_around, has_strangers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,9 +10,12 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ....nested_core.call.plan import CallPlan, Grid, Rows
+from ....nested_core.call.plan import CallPlan, Rows
 from ....nested_core.call.sighting import Watch
 from ....nested_core.call.site import Pixels, site_deltas
+from ....nested_core.families.family import Grid
+from ....nested_core.families.unet import UNET
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.sites import Site
 
 Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
@@ -39,14 +41,14 @@ class SiteCall:
     plan: CallPlan
     foreign: Mapping[tuple[Any, ...], Patch]
     say: Callable[..., None]
-    layers: Mapping[Site, Any] = field(default_factory=dict)
-    beside: frozenset[Site] = frozenset()
-    reached: set[Site] = field(default_factory=set)
+    layers: Mapping[AttentionSite, Any] = field(default_factory=dict)
+    beside: frozenset[AttentionSite] = frozenset()
+    reached: set[Site] = field(default_factory=set[Site])
     watch: Watch | None = None
-    given: tuple[Site, Tensor, Tensor, Tensor] | None = None
+    given: tuple[AttentionSite, Tensor, Tensor, Tensor] | None = None
     is_over: bool = False
 
-    def acts_at(self, site: Site) -> bool:
+    def acts_at(self, site: AttentionSite) -> bool:
         """Whether some subject is to act there."""
         return site in self.plan.sites
 
@@ -56,7 +58,7 @@ class SiteCall:
 
     def attend(
         self,
-        site: Site | None,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -69,7 +71,7 @@ class SiteCall:
     def added_to(
         self,
         base: Tensor,
-        site: Site | None,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -86,7 +88,7 @@ class SiteCall:
 
     def deltas(
         self,
-        site: Site | None,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -112,7 +114,7 @@ class SiteCall:
 
     def base(
         self,
-        site: Site | None,
+        site: AttentionSite | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -134,48 +136,37 @@ class SiteCall:
             transformer_options=options,
         )
 
-    def _heads(self, site: Site, options: Mapping[str, Any]) -> int | None:
+    def _heads(self, site: AttentionSite, options: Mapping[str, Any]) -> int | None:
         """As the option says, else the layer; a foreign block need not say."""
         return options.get("n_heads") or getattr(self.layers.get(site), "heads", None)
 
     def _pixels(self, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Pixels | None:
         """Which pixels ask; None where rows or tokens are not those that were planned."""
-        told = options.get("activations_shape")
-        grid = self._grid_of(query.shape[1]) if told is None else (int(told[-2]), int(told[-1]))
-        found = (len(query), key.shape[1], query.shape[1])
-        planned = (self.plan.num_rows, self.plan.num_text_tokens, math.prod(grid))
+        size = None if self.plan.size is None else Grid(1, *self.plan.size)
+        grid = UNET.grid_of(query.shape[1], options.get("activations_shape"), size)
+        arrived = (len(query), key.shape[1], query.shape[1])
+        planned = (self.plan.num_rows, self.plan.num_text_tokens, grid.num_pixels)
         has_rows = len(query) == len(key) == self.plan.num_rows
-        if not has_rows or not self.plan.finds_its_tokens(key.shape[1]) or found[2] != planned[2]:
+        if not has_rows or not self.plan.finds_its_tokens(key.shape[1]) or arrived[2] != planned[2]:
             self.say(
                 "another patch changed the shape of cross-attention (rows, text tokens, "
-                f"pixels) from {planned} to {found}; there the subjects do not act. Remove that "
+                f"pixels) from {planned} to {arrived}; there the subjects do not act. Remove that "
                 "patch, or limit it to other blocks.",
                 kind="shape",
             )
             return None
-        return Pixels(grid, grid if self._is_whole(grid, options) else None)
-
-    def _grid_of(self, pixels: int) -> Grid:
-        """The grid of a layer that does not tell it: of those that halving gives, the one that fits."""
-        grids = () if self.plan.size is None else _halved(self.plan.size)
-        return next((grid for grid in grids if math.prod(grid) == pixels), (1, pixels))
-
-    def _is_whole(self, grid: Grid, options: Mapping[str, Any]) -> bool:
-        """Whether the layer sees all of what was planned, not a tile that somebody cut inside."""
-        size = self.plan.size
-        if size is None:
-            return True
+        shown = (grid.height, grid.width)
         told = options.get("original_shape")
-        arrived = None if told is None else (int(told[-2]), int(told[-1]))
-        if arrived == size or (arrived is None and grid in _halved(size)):
-            return True
+        of_call = None if told is None else Grid(1, int(told[-2]), int(told[-1]))
+        if UNET.is_whole(grid, of_call, size):
+            return Pixels(shown, shown)
         if self.plan.is_local:
             self.say(
                 "a node inside the UNet cuts the picture into tiles without saying where they lie. There "
                 "the subjects act, but masks and separation rest. Remove that node to have them.",
                 kind="tiles",
             )
-        return False
+        return Pixels(shown, None)
 
 
 def _host_attention(
@@ -205,12 +196,3 @@ def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
         # It takes no bias: it would warn at every call, and compute the same as this.
         return attention.attention_pytorch
     return chosen
-
-
-def _halved(size: Grid) -> list[Grid]:
-    """The grids of a UNet's layers, finest first: every downsampler halves and rounds up."""
-    grids = [size]
-    while max(grids[-1]) > 1:
-        height, width = grids[-1]
-        grids.append((-(-height // 2), -(-width // 2)))
-    return grids
