@@ -81,6 +81,11 @@ RULES = (
         ["nodes/bridge/model/*"],
         "text is read before any model runs",
     ),
+    Rule(
+        ["nodes/bridge/families/*"],
+        ["nodes/bridge/model/*", "nodes/bridge/text/*"],
+        "the way through a call knows families, and not the other way round",
+    ),
     Rule(["lab/*", "demo/*"], ["nodes/*"], "they use the nodes as users do, through ComfyUI"),
     Rule(["demo/*"], ["lab/*"], "the demo runs without the evaluations"),
     Rule(

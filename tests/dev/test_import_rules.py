@@ -51,6 +51,7 @@ FORBIDDEN = [
     ("nodes/bridge/paths", "from ...demo.tiny_world import world", "nodes run without training"),
     ("nodes/bridge/paths", "from ..apply import Apply", "the bridge does not know the nodes"),
     ("nodes/bridge/text/clip", "from ..model.patch import bind", "text is read before any model"),
+    ("nodes/bridge/families/unet", "from ..model.patch import bind", "not the other way round"),
     ("lab/report/page", "from ...nodes.apply import Apply", "they use the nodes as users do"),
     ("demo/run", "from lab.report import page", "the demo runs without the evaluations"),
     ("lab/report/page", "import comfy.sample", "are made without ComfyUI"),
