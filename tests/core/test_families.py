@@ -272,20 +272,16 @@ def test_a_clip_token_covers_the_letters_of_its_piece():
     assert [UNET.num_characters("l", piece) for piece in ("per", "son</w>", "!</w>")] == [3, 3, 1]
 
 
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [("d0", "their d0 is d4 here. Use"), ("u9", "their d0 is d4 here. Use")],
-)
+@pytest.mark.parametrize("text", ["d0", "u9"])
 def test_a_selector_that_finds_nothing_tells_how_others_count(
-    sdxl_site_dims: Mapping[AttentionSite, int], text: str, hint: str
+    sdxl_site_dims: Mapping[AttentionSite, int], text: str
 ):
-    with pytest.raises(SiteError) as caught:
+    with pytest.raises(SiteError, match=r"blocks that have attention: their d0 is d4 here\.$"):
         UNET.parse_sites(text).select(sdxl_site_dims)
-    assert f"Other packs count only the blocks that have attention: {hint}" in str(caught.value)
 
 
 def test_a_unet_without_attention_in_its_input_has_no_such_hint():
-    with pytest.raises(SiteError, match=r"It has m0\.0\. Use one of those"):
+    with pytest.raises(SiteError, match=r"It has m0\.0\. Use one of those, .* of them\.$"):
         UNET.parse_sites("d0").select([AttentionSite("middle", 0, 0)])
 
 
