@@ -71,7 +71,7 @@ class _JointFamily(Family[_Layer]):
         return SiteSelector(tuple(_Term(term) for term in text.split()))
 
     def in_network_order(self, sites: Iterable[_Layer]) -> list[_Layer]:
-        return sorted(sites, key=lambda site: site.path)
+        return sorted(sites, key=lambda site: site.path, reverse=True)  # as no file stores them
 
     def describe_sites(self, sites: Iterable[_Layer]) -> str:
         return " then ".join(site.text for site in self.in_network_order(sites))
@@ -119,13 +119,13 @@ def test_a_file_of_another_family_gives_the_encoder_that_was_saved(
     made, read = loaded
     assert isinstance(read.family, _JointFamily)
     assert list(read.site_dims.items()) == [
-        (_Layer("double_block.2"), 8),
-        (_Layer("single.10.a"), 16),
         (_Layer("single.10.b"), 24),
+        (_Layer("single.10.a"), 16),
+        (_Layer("double_block.2"), 8),
     ]
     assert "sites.single.10.a.to_k.weight" in load_file(tmp_path / "joint.safetensors")
     assert encoder_hash(read) == encoder_hash(made)
-    assert "sites          3: @double_block.2 then @single.10.a then @single.10.b" in list(
+    assert "sites          3: @single.10.b then @single.10.a then @double_block.2" in list(
         describe(tmp_path / "joint.safetensors")
     )
 
