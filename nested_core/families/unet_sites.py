@@ -105,8 +105,8 @@ class UNetTerm:
         sites = in_network_order(sites)
         return (
             f"Sites '{self.text}': this model has no such cross-attention layer. "
-            f"It has {describe_sites(sites)}. {_counted_elsewhere(sites)}"
-            "Use one of those, or leave 'sites' empty for all of them."
+            f"It has {describe_sites(sites)}. Use one of those, or leave 'sites' empty for all "
+            f"of them.{_counted_elsewhere(sites)}"
         )
 
 
@@ -115,8 +115,8 @@ def _counted_elsewhere(sites: Sequence[AttentionSite]) -> str:
     if first is None:
         return ""
     return (
-        "The numbers are ComfyUI's. Other packs count only the blocks that have attention: their d0 "
-        f"is d{first.number} here. "
+        " The numbers are ComfyUI's. Other packs count only the blocks that have attention: their d0 "
+        f"is d{first.number} here."
     )
 
 

@@ -211,7 +211,8 @@ class TestBinding:
     def test_a_site_that_the_model_does_not_have(self, sdxl):
         with _message(
             "Sites 'u9': this model has no such cross-attention layer. It has d3.0 d5.0-1 m0.0-1 u0.0-1 "
-            "u1.0-1 u2.0 u3.0. Use one of those, or leave 'sites' empty for all of them."
+            "u1.0-1 u2.0 u3.0. Use one of those, or leave 'sites' empty for all of them. The numbers are "
+            "ComfyUI's. Other packs count only the blocks that have attention: their d0 is d3 here."
         ):
             sdxl.apply(sdxl.bind(sites="u9"))
 

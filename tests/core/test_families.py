@@ -71,7 +71,7 @@ class _JointFamily(Family[_Layer]):
         return SiteSelector(tuple(_Term(term) for term in text.split()))
 
     def in_network_order(self, sites: Iterable[_Layer]) -> list[_Layer]:
-        return sorted(sites, key=lambda site: site.path)
+        return sorted(sites, key=lambda site: site.path, reverse=True)  # as no file stores them
 
     def describe_sites(self, sites: Iterable[_Layer]) -> str:
         return " then ".join(site.text for site in self.in_network_order(sites))
@@ -119,13 +119,13 @@ def test_a_file_of_another_family_gives_the_encoder_that_was_saved(
     made, read = loaded
     assert isinstance(read.family, _JointFamily)
     assert list(read.site_dims.items()) == [
-        (_Layer("double_block.2"), 8),
-        (_Layer("single.10.a"), 16),
         (_Layer("single.10.b"), 24),
+        (_Layer("single.10.a"), 16),
+        (_Layer("double_block.2"), 8),
     ]
     assert "sites.single.10.a.to_k.weight" in load_file(tmp_path / "joint.safetensors")
     assert encoder_hash(read) == encoder_hash(made)
-    assert "sites          3: @double_block.2 then @single.10.a then @single.10.b" in list(
+    assert "sites          3: @single.10.b then @single.10.a then @double_block.2" in list(
         describe(tmp_path / "joint.safetensors")
     )
 
@@ -272,20 +272,16 @@ def test_a_clip_token_covers_the_letters_of_its_piece():
     assert [UNET.num_characters("l", piece) for piece in ("per", "son</w>", "!</w>")] == [3, 3, 1]
 
 
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [("d0", "their d0 is d4 here. Use"), ("u9", "their d0 is d4 here. Use")],
-)
+@pytest.mark.parametrize("text", ["d0", "u9"])
 def test_a_selector_that_finds_nothing_tells_how_others_count(
-    sdxl_site_dims: Mapping[AttentionSite, int], text: str, hint: str
+    sdxl_site_dims: Mapping[AttentionSite, int], text: str
 ):
-    with pytest.raises(SiteError) as caught:
+    with pytest.raises(SiteError, match=r"blocks that have attention: their d0 is d4 here\.$"):
         UNET.parse_sites(text).select(sdxl_site_dims)
-    assert f"Other packs count only the blocks that have attention: {hint}" in str(caught.value)
 
 
 def test_a_unet_without_attention_in_its_input_has_no_such_hint():
-    with pytest.raises(SiteError, match=r"It has m0\.0\. Use one of those"):
+    with pytest.raises(SiteError, match=r"It has m0\.0\. Use one of those, .* of them\.$"):
         UNET.parse_sites("d0").select([AttentionSite("middle", 0, 0)])
 
 
