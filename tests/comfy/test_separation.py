@@ -13,13 +13,13 @@ import reference
 import scenes
 import tiny
 import torch
+from two_subjects import VISIBLE
 
 sampling = pack.module("nodes.bridge.model.sampling")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN = beside.APART.prompt, beside.APART.plain
 ROUNDING = 1e-5  # batched matrix products sum in another order
-VISIBLE = 1e-3
 
 
 def two(scene, anna=None, rex=None, **settings):

@@ -13,7 +13,6 @@ from stand_ins import layers, walks
 from two_subjects import warnings_of
 from value_table import ValueTable
 
-CASTS = {"alone": beside.ALONE, "apart": beside.APART}
 STEPS = 4
 
 
@@ -31,7 +30,7 @@ def scene_of(family):
 @functools.cache
 def expected(family, cast, walk):
     """The same walk, with the value table on ordinary replace-patches."""
-    scene, cast = scene_of(family), CASTS[cast]
+    scene, cast = scene_of(family), beside.BY_NAME[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
     slots = beside.naive_slots(scene, scene.subject(), cast)
     table, run = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables), walk()
@@ -63,7 +62,10 @@ def test_subjects_act_where_replace_patches_do(family, cast, walk, caplog):
     right = expected(family, cast, walk)
     for place in beside.PLACES:
         found = _bound(
-            scene_of(family), lambda model: walks.in_front(model, walk()), place, CASTS[cast]
+            scene_of(family),
+            lambda model: walks.in_front(model, walk()),
+            place,
+            beside.BY_NAME[cast],
         )
         assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
         walks.forget()
