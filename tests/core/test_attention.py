@@ -8,19 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import random
 from torch import Tensor
 
 from nested_core import attention
 from nested_core.attention import BoundToken, ValueNorm
 
 
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def _layer(batch=2, heads=3, pixels=7, text_tokens=5, head_dim=4, seed=0):
-    query = _random(batch, heads, pixels, head_dim, seed=seed)
-    key, value = (_random(batch, heads, text_tokens, head_dim, seed=seed + i) for i in (1, 2))
+    query = random(batch, heads, pixels, head_dim, seed=seed)
+    key, value = (random(batch, heads, text_tokens, head_dim, seed=seed + i) for i in (1, 2))
     return query, key, value
 
 
@@ -101,7 +98,7 @@ def test_the_delta_equals_the_value_table(
         region = torch.rand(batch, 1, pixels, 1, generator=torch.Generator().manual_seed(index))
         tokens.append(
             _token(
-                _random(batch, heads, pixels, head_dim, seed=10 + index),
+                random(batch, heads, pixels, head_dim, seed=10 + index),
                 position,
                 mode,
                 strength=strength,
@@ -125,15 +122,15 @@ def test_nested_values_scale_by_the_square_root_of_the_head_width():
 
 
 def test_heads_survive_a_round_trip():
-    merged = _random(2, 5, 12, seed=0)
+    merged = random(2, 5, 12, seed=0)
     split = attention.split_heads(merged, 3)
     assert torch.equal(split[1, 2, 4], merged[1, 4, 8:12])
     assert torch.equal(attention.merge_heads(split), merged)
 
 
 class TestValueNorm:
-    TEXT = _random(2, 3, 1, 4, seed=1)
-    VALUES = _random(2, 3, 7, 4, seed=2)
+    TEXT = random(2, 3, 1, 4, seed=1)
+    VALUES = random(2, 3, 7, 4, seed=2)
 
     def test_per_head_makes_every_head_as_long_as_its_text_value(self):
         normed = attention.normalise_values(self.VALUES, self.TEXT, ValueNorm("per_head", 2.0))
@@ -175,7 +172,7 @@ class TestExactlyNothing:
     )
     def test_without_strength_or_region(self, settings):
         query, key, value = _layer()
-        token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], **settings)
+        token = _token(random(2, 3, 7, 4, seed=9), [1, 4], **settings)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta, torch.zeros_like(query))
 
@@ -183,7 +180,7 @@ class TestExactlyNothing:
         query, key, value = _layer()
         region = torch.zeros(2, 1, 7, 1)
         region[:, :, 3] = 1.0
-        token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], region=region)
+        token = _token(random(2, 3, 7, 4, seed=9), [1, 4], region=region)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta[:, :, :3], torch.zeros(2, 3, 3, 4))
         assert bool((delta[:, :, 3] != 0).all())
@@ -191,7 +188,7 @@ class TestExactlyNothing:
 
 def test_several_subjects_add():
     query, key, value = _layer()
-    first, second = (_token(_random(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
+    first, second = (_token(random(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
     both = attention.replacement_delta(query, key, value, [first, second])
     alone = [attention.replacement_delta(query, key, value, [token]) for token in (first, second)]
     torch.testing.assert_close(both, sum(alone))
@@ -199,7 +196,7 @@ def test_several_subjects_add():
 
 def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
     query, key, value = _layer(pixels=29)
-    token = _token(_random(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
+    token = _token(random(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
     whole = attention.replacement_delta(query, key, value, [token])
     monkeypatch.setattr(attention, "_MAX_TABLE_ELEMENTS", 2 * 3 * 5 * 4)
     pieces = attention.replacement_delta(query, key, value, [token])
@@ -210,7 +207,7 @@ def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
 def test_half_precision_inputs_are_computed_in_float32(dtype, tolerance):
     """Tolerance: the rounding of the inputs themselves."""
     query, key, value = (each.to(dtype) for each in _layer())
-    values = _random(2, 3, 7, 4, seed=9).to(dtype)
+    values = random(2, 3, 7, 4, seed=9).to(dtype)
     delta = attention.replacement_delta(query, key, value, [_token(values, [1, 4])])
     assert delta.dtype == torch.float32
     exact = attention.replacement_delta(
@@ -224,7 +221,7 @@ def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
     query, key, value = _layer(pixels=29)
     positions = [[1, 4], [0, 2], [3, 3]]
     tokens = [
-        _token(_random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
+        _token(random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
         for each in positions
     ]
     seen = torch.full((2, 3, 29), math.nan)
@@ -238,7 +235,7 @@ def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
 
 def test_looking_on_changes_nothing():
     query, key, value = _layer()
-    token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
+    token = _token(random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
     found = attention.replacement_delta(query, key, value, [token], torch.empty(2, 1, 7))
     assert torch.equal(found, attention.replacement_delta(query, key, value, [token]))
 
@@ -246,7 +243,7 @@ def test_looking_on_changes_nothing():
 def test_presence_is_a_region_of_that_much_everywhere():
     query, key, value = _layer()
     settings = {"strength": 0.8, "token_weight": 3.0}
-    values = _random(2, 3, 7, 4, seed=9)
+    values = random(2, 3, 7, 4, seed=9)
     present = _token(values, [1, 4], presence=0.4, **settings)
     _assert_equals_table(query, key, value, [present])
     everywhere = _token(values, [1, 4], region=torch.full((2, 1, 7, 1), 0.4), **settings)
@@ -261,7 +258,7 @@ def test_blended_values_are_the_column_of_the_value_table(mode):
     _, _, value = _layer()
     region = torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(2))
     settings = {"strength": 1.4, "presence": 0.7, "region": region, "token_weight": 5.0}
-    token = _token(_random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
+    token = _token(random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
     found = attention.blended_values(token, value.half())
     assert found.dtype == torch.float32
     exact = value.half().double()
@@ -284,13 +281,11 @@ class TestSeparation:
         shares = shares / shares.sum(dim=0)
         positions = [[1, 4], [0, 2], [3, 3]]
         return [
-            _token(_random(2, 3, pixels, 4, seed=9 + n), positions[n], share=shares[n], **settings)
+            _token(random(2, 3, pixels, 4, seed=9 + n), positions[n], share=shares[n], **settings)
             for n in range(number)
         ]
 
-    @pytest.mark.parametrize(
-        "separation", [_everywhere(1.0), _random(2, 1, 7, 1, seed=6).sigmoid()]
-    )
+    @pytest.mark.parametrize("separation", [_everywhere(1.0), random(2, 1, 7, 1, seed=6).sigmoid()])
     @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
     @pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 2])
     def test_every_knob_equals_the_value_table(self, monkeypatch, separation, mode, budget):
@@ -312,7 +307,7 @@ class TestSeparation:
         share = torch.zeros(2, 1, 1, 7, 1)
         share[0, :, :, :3], share[1, :, :, 3:] = 1.0, 1.0
         tokens = [
-            _token(_random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
+            _token(random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
             for n in range(2)
         ]
         found = attention.replacement_delta(
@@ -351,7 +346,7 @@ class TestSeparation:
 
     def test_the_only_owner_of_everything_changes_nothing(self):
         layer = _layer()
-        values, everything = _random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
+        values, everything = random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
         owner = _token(values, [1, 4], share=everything, strength=0.7)
         found = attention.replacement_delta(*layer, [owner], separation=_everywhere(0.6))
         torch.testing.assert_close(found, attention.replacement_delta(*layer, [owner]))
