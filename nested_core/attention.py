@@ -129,6 +129,19 @@ class BoundToken:
     share: Float[Tensor, "batch 1 pixels 1"] | None = None
 
 
+@dataclass(frozen=True)
+class JointSoftmax:
+    """A softmax that runs over more keys than the text's, as in layers that join text and image.
+
+    Attributes:
+        log_sum_exp: of each pixel's logits over all keys.
+        output: of the layer for each pixel, over all keys.
+    """
+
+    log_sum_exp: Float[Tensor, "batch heads pixels 1"]
+    output: Float[Tensor, "batch heads pixels head_dim"]
+
+
 def replacement_delta(
     query: Float[Tensor, "batch heads pixels head_dim"],
     text_key: Float[Tensor, "batch heads text_tokens head_dim"],
@@ -136,6 +149,7 @@ def replacement_delta(
     bound_tokens: Sequence[BoundToken],
     seen: Float[Tensor, "batch bound_tokens pixels"] | None = None,
     separation: Float[Tensor, "batch 1 pixels 1"] | None = None,
+    joint: JointSoftmax | None = None,
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """What replacing the bound tokens' values, and weighting those tokens, adds to the layer's output.
 
@@ -146,11 +160,12 @@ def replacement_delta(
             before any token weight, as the mean over heads.
         separation: in [0, 1], how far the tokens that compete offer the value of the subject that
             owns the pixel instead of their own's. None: u_s stays as above.
+        joint: where the softmax is over more keys than the text's. None: over the text alone.
     """
     key, value = text_key.float(), text_value.float()
     pieces = [
         _delta_of_pixels(
-            query[:, :, pixels].float(), key, value, bound_tokens, pixels, seen, separation
+            query[:, :, pixels].float(), key, value, bound_tokens, pixels, seen, separation, joint
         )
         for pixels in _pixel_slices(query, key)
     ]
@@ -165,8 +180,13 @@ def _delta_of_pixels(
     pixels: slice,
     seen: Tensor | None,
     separation: Tensor | None,
+    joint: JointSoftmax | None,
 ) -> Tensor:
-    attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    logits = query @ key.mT * query.shape[-1] ** -0.5
+    if joint is None:
+        attention = logits.softmax(dim=-1)
+    else:
+        attention = (logits - joint.log_sum_exp[:, :, pixels].float()).exp()
     text_values = [_rows_at(value, token.position) for token in bound_tokens]
     columns = [_columns_at(attention, token.position) for token in bound_tokens]
     gains = [_gain(token, pixels) for token in bound_tokens]
@@ -178,7 +198,7 @@ def _delta_of_pixels(
     total = 1.0
     delta = torch.zeros_like(query)
     if any(token.token_weight != 1.0 for token in bound_tokens):
-        plain = attention @ value
+        plain = attention @ value if joint is None else joint.output[:, :, pixels].float()
         surplus = [column * (gain - 1.0) for column, gain in zip(columns, gains, strict=True)]
         total = 1.0 + sum(surplus)
         weighted = sum((s * v for s, v in zip(surplus, text_values, strict=True)), start=plain)

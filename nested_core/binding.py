@@ -14,7 +14,7 @@ from .errors import BindingError, shown
 from .fidelity import AS_TRAINED, balance_at
 from .schedule import ScheduleName, parse_schedule, presence
 from .shapes import Float
-from .sites import EVERY_SITE, SiteSelector, parse_sites
+from .sites import EVERY_SITE, SiteSelector
 from .subject import Subject, SubjectSequence
 from .words import MAX_NOUN_CHARACTERS, MAX_TOKEN_CHARACTERS, composed, is_blank, word_problem
 
@@ -118,7 +118,7 @@ def bind(
         start_percent=start_percent,
         end_percent=end_percent,
         mask=None if mask is None else _mask_of_pictures(token, mask),
-        sites=parse_sites(sites),
+        sites=subject.encoder.family.parse_sites(sites),
         schedule=parse_schedule(schedule, f"Bind Subject '{token}'"),
         node=node,
     )

@@ -19,32 +19,48 @@ from torch import Tensor
 
 from .shapes import Bool, Float
 
-# A pixel that attends to no subject at all has a logarithm to be spared.
-SMALLEST = 1e-6
+# --- The constants, all of them, and why each is there. They were chosen on scenes of the tiny world
+# (docs/evaluation.md); docs/separation.md explains the method around them.
 
-# Neighbouring pixels belong together: the blur's deviation as a share of each side, for as many
-# subjects; the more of them share a picture, the closer they stand.
+# How much of what was known is kept when a step has shown more. Who stands where is decided early,
+# and the leads that the maps show often shrink in later steps.
+MEMORY = 0.9
+
+# The standard deviation of the Gaussians, as a share of the picture's side, divided by the number of
+# subjects: neighbouring pixels belong together, and the more subjects share a picture, the closer
+# they stand.
 _BLUR_OF_ONE = 0.6
 
-# Head and feet are of one person: what lies above and below counts together, by a blur of this
-# height. Beside it the round blur counts as much as this, for subjects above one another.
-_HEIGHT, _ROUND = 1.0, 0.3
+# How far the tall Gaussian reaches up and down, as a share of the height. Head and feet are of one
+# person, so what lies above and below counts together.
+_HEIGHT = 1.0
 
-# How much more a pixel counts for each deviation by which it attends more to somebody.
+# The weight of the round Gaussian beside the tall one. It is there for subjects above one another.
+_ROUND = 0.3
+
+# How much more a pixel counts that attends to somebody: a factor of e to this for each deviation.
+# What the sky thinks of two people should not decide between them.
 _PRESENCE = 1.0
+
+# How fast a lead in the blurred maps becomes ownership. It is high because a pixel that is shared
+# between two owners is again a mixture of both.
+_SHARPNESS = 200.0
+
+# The lead in the logarithm of attention at which a pixel counts as decided, for the subject that owns
+# its neighbourhood and for another one. The second is lower: where a pixel disagrees with its
+# neighbourhood, two people touch, and attention knows better than a blur.
+_DECIDED, _DECIDED_OTHERWISE = 0.7, 0.3
+
+# A pixel that attends to no subject at all has no logarithm; it gets that of this.
+SMALLEST = 1e-6
 
 # A map whose deviation is below this is flat: what is left is rounding.
 _FLAT = 1e-3
 
-# Masks that fill a pixel to the brim do not overlap there.
+# Masks that fill a pixel to the brim do not overlap there, whatever rounding says.
 _ROUNDING = 1e-4
 
-# The lead, in the logarithm of attention, with which a pixel counts as decided (half of it: open):
-# for the subject that owns its neighbourhood, and for another.
-_DECIDED, _DECIDED_OTHERWISE = 0.7, 0.3
-
-# How fast a lead in the maps, measured by their own deviation, becomes ownership.
-_SHARPNESS = 200.0
+# --- From maps to owners.
 
 
 def contrast(seen: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:

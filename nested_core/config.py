@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from .attention import ValueNorm, ValueNormMode
 from .bounded_json import parse_json
 from .errors import CheckpointError, shown
+from .families import DEFAULT_FAMILY, FAMILIES
 from .words import MAX_NOUN_CHARACTERS, word_problem
 
 HiddenState = Literal["penultimate", "last"]
@@ -45,17 +46,29 @@ class ResamplerConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything of an encoder that is not a tensor. `base` is a name for people."""
+    """Everything of an encoder that is not a tensor.
+
+    Attributes:
+        base: a name for people.
+        family: of the base model, by name; it says what the names of the sites mean.
+    """
 
     noun: str
     base: str
     image_encoder: ImageEncoderConfig
     resampler: ResamplerConfig
     value_norm: ValueNorm
+    family: str = DEFAULT_FAMILY.name
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces. Equal configurations give equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: sorted keys, no spaces. Equal configurations give equal text.
+
+        The default family is left out: files and hashes are what they were before there was another.
+        """
+        data = asdict(self)
+        if self.family == DEFAULT_FAMILY.name:
+            del data["family"]
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> EncoderConfig:
@@ -75,12 +88,14 @@ class EncoderConfig:
                 "The file was not written by this project's tools, or is damaged: get it again."
             ) from error
         section = _Section(where, "config", data)
+        family = section.data.get("family", DEFAULT_FAMILY.name)
         config = cls(
             noun=section.text("noun"),
             base=section.text("base"),
             image_encoder=section.inner("image_encoder").as_dataclass(ImageEncoderConfig),
             resampler=section.inner("resampler").as_dataclass(ResamplerConfig),
             value_norm=section.inner("value_norm").as_dataclass(ValueNorm),
+            family=_choice(where, "config.family", family, tuple(FAMILIES)),
         )
         _check_image_encoder(config, where)
         config.check_ranges(where)

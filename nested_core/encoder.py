@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .config import EncoderConfig
 from .errors import CheckpointError
+from .families import AnyFamily, family_named
 from .resampler import Linear, Resampler, ResamplerExtras
 from .shapes import Float
-from .sites import AttentionSite, in_network_order
+from .sites import Site, SiteT
 
 _MAX_SITES = 1024  # SDXL has 70
 
@@ -35,19 +36,19 @@ class Encoder(nn.Module):
 
     Args:
         config: everything that is not a tensor.
-        site_dims: inner width (heads * head_dim) of each cross-attention layer of the base model.
+        site_dims: inner width (heads * head_dim) of each site of the base model.
         name: how messages call it, usually the file name.
         extras: sizes of the resampler's optional parts; None: it has none.
 
     Raises:
-        CheckpointError: sizes that no encoder has. The names of a file's tensors alone can ask for
-            more layers than a day builds.
+        CheckpointError: sizes that no encoder has, or an unknown family. The names of a file's
+            tensors alone can ask for more layers than a day builds.
     """
 
     def __init__(
         self,
         config: EncoderConfig,
-        site_dims: Mapping[AttentionSite, int],
+        site_dims: Mapping[SiteT, int],
         name: str = "encoder",
         extras: ResamplerExtras | None = None,
     ) -> None:
@@ -56,7 +57,10 @@ class Encoder(nn.Module):
         _check_num_sites(name, len(site_dims))
         self.config = config
         self.name = name
-        self.site_dims = {site: site_dims[site] for site in in_network_order(site_dims)}
+        self.family: AnyFamily = family_named(config.family)
+        self.site_dims: dict[Site, int] = {
+            site: site_dims[site] for site in self.family.in_network_order(site_dims)
+        }
         self.resampler = Resampler(config.resampler, extras)
         self.sites = nn.ModuleDict()
         for site, inner_dim in self.site_dims.items():
@@ -64,13 +68,14 @@ class Encoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def _add_site(self, site: AttentionSite, projections: SiteProjections) -> None:
+    def _add_site(self, site: Site, projections: SiteProjections) -> None:
         level = self.sites
-        for part in (site.block, str(site.number)):
+        *outer, last = site.path.split(".")
+        for part in outer:
             if part not in level:
                 level[part] = nn.ModuleDict()
             level = cast("nn.ModuleDict", level[part])
-        level[str(site.index)] = projections
+        level[last] = projections
 
     def encode(
         self, patch_features: Float[Tensor, "references patches embedding_dim"]
@@ -82,12 +87,12 @@ class Encoder(nn.Module):
         """
         return self.resampler(patch_features.float())
 
-    def projections(self, site: AttentionSite) -> SiteProjections:
+    def projections(self, site: Site) -> SiteProjections:
         """The projections of one site; the same object at every call."""
         return cast("SiteProjections", self.sites.get_submodule(site.path))
 
     def project(
-        self, site: AttentionSite, subject_tokens: Float[Tensor, "*batch tokens token_dim"]
+        self, site: Site, subject_tokens: Float[Tensor, "*batch tokens token_dim"]
     ) -> tuple[Float[Tensor, "*batch tokens inner"], Float[Tensor, "*batch tokens inner"]]:
         """Nested keys and values of one site, before the split into heads, in the tokens' precision."""
         return self.projections(site)(subject_tokens)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .encoder import Encoder
 from .errors import SubjectError
+from .hashing import encoder_hash
 from .shapes import Float
 
 CombineMode = Literal["concatenate", "average"]
@@ -119,9 +120,6 @@ class SubjectSequence:
 
 
 def _is_same_encoder(one: Encoder, other: Encoder) -> bool:
-    # Here, because that package reads and writes the subjects of this module.
-    from .checkpoint.hashing import encoder_hash
-
     return one is other or encoder_hash(one) == encoder_hash(other)
 
 

@@ -14,7 +14,7 @@ from .bridge.shown import show_photographs, shows_pictures
 from .search import PHOTOGRAPH
 from .sockets import CATEGORY
 
-# Drawn by demo/tiny_world/example_photographs.py. A picture that shows a subject has a mask of the
+# Drawn by demo/tiny_world/drawings/example_photographs.py. A picture that shows a subject has a mask of the
 # same name.
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 MASKS = PHOTOGRAPHS / "masks"

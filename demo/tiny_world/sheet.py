@@ -18,9 +18,10 @@ _ZOOM = 4
 _CELL = SIZE * _ZOOM
 _GAP, _MARGIN, _BLOCK_GAP = 12, 32, 52
 _LINE, _CAPTION, _TITLE = 22, 24, 92
+_TEXT = 16  # size of the prompts' letters
 _BLOCK = len(COLUMNS) * _CELL + (len(COLUMNS) - 1) * _GAP
 _BLOCKS = 2  # prompts beside each other
-_PAPER, _INK, _SOFT, _ACCENT = (251, 250, 247), (38, 36, 48), (120, 116, 128), (196, 72, 24)
+PAPER, INK, SOFT, ACCENT = (251, 250, 247), (38, 36, 48), (120, 116, 128), (196, 72, 24)
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Row:
 def make_sheet(rows: Sequence[Row], photographs: Mapping[str, Picture], title: str) -> Image.Image:
     """The picture; prompts run from left to right, then down."""
     pairs = [rows[first : first + _BLOCKS] for first in range(0, len(rows), _BLOCKS)]
-    lines = [max(len(_wrap(row.request.text)) for row in pair) for pair in pairs]
+    lines = [max(len(wrapped(row.request.text, _TEXT, _BLOCK)) for row in pair) for pair in pairs]
     heights = [count * _LINE + _CELL + _CAPTION + 2 * _GAP for count in lines]
     blocks = min(_BLOCKS, len(rows))
     width = 2 * _MARGIN + blocks * _BLOCK + (blocks - 1) * _BLOCK_GAP
-    sheet = Image.new("RGB", (width, _TITLE + sum(heights) + _GAP), _PAPER)
+    sheet = Image.new("RGB", (width, _TITLE + sum(heights) + _GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, 20), title, _INK, _font(20))
+    pen.text((_MARGIN, 20), title, INK, font(20))
     for block in range(blocks):
         _draw_heading(pen, _left(block))
     top = _TITLE
@@ -61,7 +62,7 @@ def _left(block: int) -> int:
 def _draw_heading(pen: ImageDraw.ImageDraw, left: int) -> None:
     for number, name in enumerate(COLUMNS):
         middle = left + number * (_CELL + _GAP) + _CELL // 2
-        pen.text((middle, _TITLE - 10), name, _SOFT, _font(14), anchor="ms")
+        pen.text((middle, _TITLE - 10), name, SOFT, font(14), anchor="ms")
 
 
 def _draw_row(
@@ -73,10 +74,10 @@ def _draw_row(
 ) -> None:
     left, top = corner
     pen = ImageDraw.Draw(sheet)
-    texts = _wrap(row.request.text)
+    texts = wrapped(row.request.text, _TEXT, _BLOCK)
     top += _GAP // 2 + (lines - len(texts)) * _LINE
     for text in texts:
-        _write(pen, (left, top), text)
+        write(pen, (left, top), text, _TEXT)
         top += _LINE
     _paste_photographs(sheet, (left, top), row.request.tokens, photographs)
     drawn = (
@@ -86,9 +87,9 @@ def _draw_row(
     )
     for number, (picture, caption) in enumerate(drawn, start=1):
         x = left + number * (_CELL + _GAP)
-        sheet.paste(_enlarged(picture, _CELL), (x, top))
+        sheet.paste(enlarged(to_image(picture), _CELL), (x, top))
         middle = (x + _CELL // 2, top + _CELL + 17)
-        pen.text(middle, caption, _SOFT, _font(14), anchor="ms")
+        pen.text(middle, caption, SOFT, font(14), anchor="ms")
 
 
 def _paste_photographs(
@@ -104,32 +105,33 @@ def _paste_photographs(
     top = corner[1] + _CELL - side
     for number, token in enumerate(tokens):
         x = corner[0] + number * (side + gap)
-        sheet.paste(_enlarged(photographs[token], side), (x, top))
-        pen.text((x + side // 2, top + side + 17), token, _ACCENT, _font(14), anchor="ms")
+        sheet.paste(enlarged(to_image(photographs[token]), side), (x, top))
+        pen.text((x + side // 2, top + side + 17), token, ACCENT, font(14), anchor="ms")
 
 
-def _write(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
+def write(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int) -> None:
     """A line of a prompt, its tokens in a colour of their own."""
     x, y = corner
     for part in re.split(r"(<\w+>)", text):
-        pen.text((x, y), part, _ACCENT if part.startswith("<") else _INK, _font(16))
-        x += round(_font(16).getlength(part))
+        pen.text((x, y), part, ACCENT if part.startswith("<") else INK, font(size))
+        x += round(font(size).getlength(part))
 
 
-def _wrap(text: str) -> list[str]:
-    """Lines that fit over a block."""
+def wrapped(text: str, size: int, width: int) -> list[str]:
+    """Lines of at most this many pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _font(16).getlength(longer) > _BLOCK:
+        if lines[-1] and font(size).getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
 
 
-def _enlarged(picture: Picture, side: int) -> Image.Image:
-    return to_image(picture).resize((side, side), Image.Resampling.NEAREST)
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """A square of this many pixels, each of its own still a square."""
+    return image.resize((side, side), Image.Resampling.NEAREST)
 
 
 def to_image(picture: Picture) -> Image.Image:
@@ -137,5 +139,6 @@ def to_image(picture: Picture) -> Image.Image:
     return Image.fromarray(np.rint(picture * 255.0).clip(0, 255).astype(np.uint8))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # comes with Pillow
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The one that comes with Pillow."""
+    return ImageFont.load_default(size)

@@ -174,8 +174,8 @@ def draw(subjects: Sequence[Placed], scene: Scene) -> Picture:
     """The one right picture."""
     picture = _BACKGROUNDS[scene.background].copy()
     if scene.prop != "nothing":
-        rows, columns, colour = _PROPS[scene.prop]
-        picture[rows, columns] = colour
+        where, colour = _PROPS[scene.prop]
+        picture[where] = colour
     for subject in subjects:
         labels, (top, left) = _SPRITES_OF[subject.identity.kind], _corner(subject)
         patch = picture[top : top + labels.shape[0], left : left + labels.shape[1]]
@@ -306,20 +306,20 @@ def _desert() -> Picture:
 _BACKGROUNDS = {"forest": _forest(), "beach": _beach(), "city": _city(), "desert": _desert()}
 
 
-def _disc(row: float, column: float, radius: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _disc(row: float, column: float, radius: float) -> NDArray[np.bool_]:
     rows, columns = np.indices((SIZE, SIZE))
-    return np.nonzero((rows - row) ** 2 + (columns - column) ** 2 <= radius**2)  # type: ignore[return-value]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
 
 
-def _diamond() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _diamond() -> NDArray[np.bool_]:
     rows, columns = np.indices((SIZE, SIZE))
-    return np.nonzero(np.abs(rows - 3) + np.abs(columns - 15) <= 3)  # type: ignore[return-value]
+    return np.abs(rows - 3) + np.abs(columns - 15) <= 3
 
 
 _PROPS = {
-    "sun": (*_disc(2.5, 27.5, 2.6), (1.0, 0.86, 0.20)),
-    "moon": (*_disc(2.5, 4.5, 2.6), (0.98, 0.98, 0.90)),
-    "kite": (*_diamond(), (0.90, 0.25, 0.55)),
+    "sun": (_disc(2.5, 27.5, 2.6), (1.0, 0.86, 0.20)),
+    "moon": (_disc(2.5, 4.5, 2.6), (0.98, 0.98, 0.90)),
+    "kite": (_diamond(), (0.90, 0.25, 0.55)),
 }
 
 

@@ -16,9 +16,7 @@ class TrainingNeededError(RuntimeError):
 
 
 def require_trainer(name: str, steps: object, otherwise: str) -> None:
-    """Raises:
-    TrainingNeededError: nothing can be trained here.
-    """
+    """Raises TrainingNeededError where nothing can be trained."""
     if importlib.util.find_spec("accelerate") is None:
         raise TrainingNeededError(
             f"{name}: has to be trained first ({steps} steps), and accelerate, which the trainer "

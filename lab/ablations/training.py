@@ -12,7 +12,7 @@ from pathlib import Path
 from tiny_world import models
 from torch import Tensor
 
-from nested_core.sites import AttentionSite
+from nested_core.sites import Site
 from nested_core.training.base_model import TextConditions
 from nested_core.training.nested_attention import NestedSubjects, Subjects
 
@@ -28,9 +28,7 @@ class DecoupledSubjects:
 
     keys_values: Mapping[str, tuple[Tensor, Tensor]]
 
-    def delta(
-        self, site: AttentionSite, query: Tensor, _text_key: Tensor, _text_value: Tensor
-    ) -> Tensor:
+    def delta(self, site: Site, query: Tensor, _text_key: Tensor, _text_value: Tensor) -> Tensor:
         """The second term of decoupled cross-attention, `[batch, heads, pixels, head_dim]`."""
         return image_attention(query, *self.keys_values[site.path])
 

@@ -74,7 +74,7 @@ class Nested(Method):
                 noun=subject.identity.kind,
                 strength=self.strength,
             )
-            captions += [prompt.caption(token) for prompt in subject.prompts]
+            captions += [prompt.caption([token]) for prompt in subject.prompts]
         model, clip = run_node(
             "NestedAttention_Apply", model=studio.model, clip=studio.clip, bindings=bindings
         )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.sample
 import folder_paths
@@ -17,18 +17,14 @@ import torch
 from numpy.typing import NDArray
 from tiny_world import models, world
 
+from ..subjects.held_out import Prompt
+
 # By its name: a checker takes this checkout's own `nodes` for ComfyUI's.
 host_nodes = importlib.import_module("nodes")
 _ENCODERS = SLOTS = "nested_attention"  # the pack's kind of model, and the key of its slot maps
 _CELLS = world.SIZE // models.BLOCK
 
 Conditioning = list[list[Any]]
-
-
-class Noisy(Protocol):
-    """A prompt that its picture's noise belongs to."""
-
-    def noise(self, *shape: int) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Studio:
         )[0]
 
     def draw(
-        self, model: Any, clip: Any, captions: Sequence[str], prompts: Sequence[Noisy]
+        self, model: Any, clip: Any, captions: Sequence[str], prompts: Sequence[Prompt]
     ) -> NDArray[np.float32]:
         """Pictures `[prompts, 32, 32, 3]`, all in one run of the sampler, each from its own noise."""
         how = self.sampling

@@ -46,10 +46,9 @@ def measure_group(prompt: GroupPrompt, picture: world.Picture) -> GroupFigures:
 def _measure(prompt: GroupPrompt, picture: world.Picture) -> GroupFigures:
     indices = range(len(prompt.subjects))
     target = prompt.target
-    everybody = np.logical_or.reduce([world.subject_mask(placed) for placed in prompt.subjects])
     return GroupFigures(
         float(np.mean([psnr(picture, target, prompt.visible(index)) for index in indices])),
-        psnr(picture, target, ~everybody),
+        psnr(picture, target, ~prompt.mask),
         _mean([_towards(prompt, index, _others(prompt, index), picture) for index in indices]),
         _mean([_towards(prompt, index, _strangers(prompt, index), picture) for index in indices]),
     )

@@ -77,7 +77,7 @@ def measure(subjects: Sequence[HeldOut], pictures: NDArray[np.float32]) -> Score
 
 def _measure(prompt: Prompt, picture: world.Picture) -> tuple[float, ...]:
     target, mask = prompt.target, prompt.mask
-    by_style = {style: psnr(picture, prompt.target_in_style(style), mask) for style in world.STYLES}
+    by_style = {style: psnr(picture, prompt.in_style(style).target, mask) for style in world.STYLES}
     return (
         psnr(picture, target, mask),
         psnr(picture, target, ~mask),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from tiny_world.sheet import INK, PAPER, SOFT, font
 
 from ..measures.scores import Estimate
 
-PAPER, INK, SOFT, _GRID = (251, 250, 247), (38, 36, 48), (120, 116, 128), (226, 223, 215)
+_GRID = (226, 223, 215)
 COLOURS = ((120, 116, 128), (46, 104, 168), (196, 72, 24), (34, 130, 92), (130, 70, 150))
 _TEXT, _SMALL, _RADIUS, _WIDTH = 26, 22, 8, 4
 
@@ -136,8 +137,3 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The one that comes with Pillow."""
-    return ImageFont.load_default(size)

@@ -24,7 +24,7 @@ def example_sheet(results: Results) -> Image.Image | None:
         Line(
             [subjects[index].photograph],
             [prompt.target, *(pictures[index, number] for pictures in drawn)],
-            prompt.caption("<subject>"),
+            prompt.caption(["<subject>"]),
         )
         for index in (kinds.index(kind) for kind in world.KINDS if kind in kinds)
         for number, prompt in enumerate(subjects[index].prompts)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
-from tiny_world.sheet import to_image
+from tiny_world.sheet import INK, PAPER, SOFT, enlarged, font, to_image
 from tiny_world.world import Picture
-
-from .charts import INK, PAPER, SOFT, font
 
 _GAP, _HEADING = 10, 44
 
@@ -41,11 +39,7 @@ def picture_grid(headings: Sequence[str], lines: Sequence[Line], cell: int) -> I
         side = cell // len(line.photographs)
         for number, photograph in enumerate(line.photographs):
             corner = (_GAP + number * side, top + (cell - side) // 2)
-            sheet.paste(_enlarged(photograph, side), corner)
+            sheet.paste(enlarged(to_image(photograph), side), corner)
         for number, picture in enumerate(line.pictures, start=1):
-            sheet.paste(_enlarged(picture, cell), (_GAP + number * column, top))
+            sheet.paste(enlarged(to_image(picture), cell), (_GAP + number * column, top))
     return sheet
-
-
-def _enlarged(picture: Picture, side: int) -> Image.Image:
-    return to_image(picture).resize((side, side), Image.Resampling.NEAREST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tiny_world import world
 from tiny_world.prompts import UNSEEN
+
+from .held_out import Prompt
 
 # Streams of random numbers that neither training nor `held_out.py` uses.
 _SUBJECTS, _NOISE = 5, 6
@@ -48,40 +50,11 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class GroupPrompt:
-    """One picture to be drawn, and a photograph of each of its subjects.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GroupPrompt(Prompt):
+    """One picture of several subjects, and a photograph of each."""
 
-    Attributes:
-        noise_seed: the picture starts from the same noise whatever draws it.
-    """
-
-    setting: Setting
-    subjects: tuple[world.Placed, ...]
     photographs: tuple[world.Picture, ...]
-    scene: world.Scene
-    noise_seed: tuple[int, ...]
-
-    @property
-    def target(self) -> world.Picture:
-        """The right picture with everybody in this place."""
-        return world.draw(self.subjects, self.scene)
-
-    def noise(self, *shape: int) -> NDArray[np.float32]:
-        """Of variance 1."""
-        return np.random.default_rng(self.noise_seed).standard_normal(shape, dtype=np.float32)
-
-    def caption(
-        self, nouns: Sequence[str] | None = None, named: Sequence[Sequence[str]] | None = None
-    ) -> str:
-        """Everything but who they are in words, unless parts are named."""
-        says = self.setting.says_places
-        return world.caption(self.subjects, self.scene, named, nouns, says_places=says)
-
-    def full_caption(self) -> str:
-        """The same, and the colour of every part."""
-        parts = [tuple(world.PARTS[subject.identity.kind]) for subject in self.subjects]
-        return self.caption(named=parts)
 
     def visible(self, index: int) -> NDArray[np.bool_]:
         """The pixels of a subject, `[32, 32]`; who stands further right stands in front."""
@@ -92,14 +65,13 @@ class GroupPrompt:
 
     def arrangements(self) -> Iterator[GroupPrompt]:
         """The group in every way that answers the prompt."""
-        if self.setting.says_places:
+        if self.says_places:
             yield self
             return
+        places = [placed.place for placed in self.subjects]
         for order in itertools.permutations(self.subjects):
-            subjects = tuple(
-                replace(subject, place=place)
-                for subject, place in zip(order, self.setting.places, strict=True)
-            )
+            moved = zip(order, places, strict=True)
+            subjects = tuple(replace(placed, place=place) for placed, place in moved)
             yield replace(self, subjects=subjects)
 
 
@@ -112,9 +84,10 @@ def group_prompt(seed: int, name: str, index: int) -> GroupPrompt:
     kinds = setting.casts[index % len(setting.casts)]
     identities = [world.random_identity(draws, kind) for kind in kinds]
     photographs = tuple(world.reference_picture(draws, identity)[0] for identity in identities)
-    subjects = tuple(
-        world.Placed(identity, place)
-        for identity, place in zip(identities, setting.places, strict=True)
+    return GroupPrompt(
+        tuple(itertools.starmap(world.Placed, zip(identities, setting.places, strict=True))),
+        world.random_scene(draws),
+        (UNSEEN, seed, _NOISE, number, index),
+        setting.says_places,
+        photographs=photographs,
     )
-    noise_seed = (UNSEEN, seed, _NOISE, number, index)
-    return GroupPrompt(setting, subjects, photographs, world.random_scene(draws), noise_seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -20,36 +21,39 @@ class Prompt:
     """One picture to be drawn.
 
     Attributes:
+        subjects: from left to right.
         noise_seed: the picture starts from the same noise whatever draws it, in whatever batch.
     """
 
-    subject: world.Placed
+    subjects: tuple[world.Placed, ...]
     scene: world.Scene
     noise_seed: tuple[int, ...]
+    says_places: bool = True
 
     @property
     def target(self) -> world.Picture:
-        """The one right picture."""
-        return world.draw([self.subject], self.scene)
+        """The right picture."""
+        return world.draw(self.subjects, self.scene)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Where the subject is, `[32, 32]`."""
-        return world.subject_mask(self.subject)
+        """Where the subjects are, `[32, 32]`."""
+        return np.logical_or.reduce([world.subject_mask(placed) for placed in self.subjects])
 
-    def caption(self, noun: str | None = None) -> str:
-        """Everything but the identity in words; the noun is the kind, or another word."""
-        return world.caption([self.subject], self.scene, nouns=[noun] if noun else None)
+    def in_style(self, style: str) -> Prompt:
+        """The same in another style."""
+        return replace(self, scene=replace(self.scene, style=style))
+
+    def caption(
+        self, nouns: Sequence[str] | None = None, named: Sequence[Sequence[str]] | None = None
+    ) -> str:
+        """Everything but the identities in words, unless parts are named."""
+        return world.caption(self.subjects, self.scene, named, nouns, self.says_places)
 
     def full_caption(self) -> str:
         """The same, and the colour of every part."""
-        parts = tuple(world.PARTS[self.subject.identity.kind])
-        return world.caption([self.subject], self.scene, named=[parts])
-
-    def target_in_style(self, style: str) -> world.Picture:
-        """What would be right if the prompt asked for this style."""
-        scene = world.Scene(style, self.scene.background, self.scene.prop)
-        return world.draw([self.subject], scene)
+        parts = [tuple(world.PARTS[placed.identity.kind]) for placed in self.subjects]
+        return self.caption(named=parts)
 
     def noise(self, *shape: int) -> NDArray[np.float32]:
         """Of variance 1."""
@@ -73,7 +77,7 @@ def held_out_subject(seed: int, index: int) -> HeldOut:
     photograph, _ = world.reference_picture(draws, identity)
     prompts = tuple(
         Prompt(
-            world.Placed(identity, str(draws.choice(tuple(world.PLACES)))),
+            (world.Placed(identity, str(draws.choice(tuple(world.PLACES)))),),
             world.random_scene(draws, style),
             (UNSEEN, seed, _NOISE, index, number),
         )
@@ -94,5 +98,5 @@ def fingerprint(seed: int, count: int = 4) -> str:
         for picture in (subject.photograph, *(prompt.target for prompt in subject.prompts)):
             digest.update(np.ascontiguousarray(picture).tobytes())
         for prompt in subject.prompts:
-            digest.update(f"{prompt.full_caption()} {prompt.caption('*')}".encode())
+            digest.update(f"{prompt.full_caption()} {prompt.caption(['*'])}".encode())
     return digest.hexdigest()

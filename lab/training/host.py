@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
 from safetensors.torch import load_file, save_file
 from tiny_world import models, world
 from torch import Tensor, nn
@@ -26,7 +25,10 @@ from transformers import (
 )
 
 from nested_core.config import HiddenState, ImageEncoderConfig
-from nested_core.sites import AttentionSite
+from nested_core.families import AnyFamily
+from nested_core.families.unet import UNET
+from nested_core.families.unet_sites import AttentionSite
+from nested_core.sites import Site
 from nested_core.training.base_model import Caption, CaptionTokenizer, PictureSize, TextConditions
 from nested_core.training.nested_attention import Subjects, attend
 from nested_core.training.noise_schedule import NoiseSchedule
@@ -119,19 +121,8 @@ class BaseModel(nn.Module):
 
     def attentions(self) -> dict[AttentionSite, Any]:
         """The cross-attention layers under ComfyUI's numbers."""
-        blocks = {
-            "input": self.unet.input_blocks,
-            "middle": [self.unet.middle_block],
-            "output": self.unet.output_blocks,
-        }
-        return {
-            AttentionSite(name, number, index): transformer.attn2
-            for name, levels in blocks.items()
-            for number, level in enumerate(levels)
-            for layer in level
-            if isinstance(layer, SpatialTransformer)
-            for index, transformer in enumerate(layer.transformer_blocks)
-        }
+        modules = dict(self.unet.named_modules())
+        return {site: modules[name] for site, name in UNET.sites_of(modules).items()}
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """The file that the loader nodes read."""
@@ -200,6 +191,7 @@ class TinyWorldHost:
     """The trainer's `Host`."""
 
     base = "tiny_world"
+    family: AnyFamily = UNET
     text_dim = models.TEXT_DIM
     schedule = NoiseSchedule("flow", shift=models.TIME_SHIFT)
 
@@ -207,8 +199,8 @@ class TinyWorldHost:
         self.model = BaseModel()
         self.model.load(weights / models.BASE_FILE)
         self.vision = load_vision(weights / models.VISION_FILE)
-        self._attentions = self.model.attentions()
-        self.site_dims: Mapping[AttentionSite, int] = {
+        self._attentions: Mapping[Site, Any] = {**self.model.attentions()}
+        self.site_dims: Mapping[Site, int] = {
             site: layer.heads * layer.dim_head for site, layer in self._attentions.items()
         }
         self.image_encoder = ImageEncoderConfig(
@@ -225,7 +217,7 @@ class TinyWorldHost:
     def save_memory(self) -> None:
         """Nothing: there is little to save."""
 
-    def projection_weights(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
+    def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
         attention = self._attentions[site]
         return attention.to_k.weight, attention.to_v.weight
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from ..encoder import Encoder
+from ..hashing import encoder_hash
 from ..subject import Subject
 from .choices import SETTINGS, Choices, parse_choices
 from .description import describe
 from .detection import FileKind, kind_of, wrong_kind
-from .hashing import encoder_hash
 from .native import load_native, save_native
 from .official import load_official
 from .safetensors_file import read_header

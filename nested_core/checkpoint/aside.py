@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from .layouts import plain
+from ..tensor_names import plain
 from .safetensors_file import TensorSpec
 
 _BASE_MODEL = "UNet"

@@ -9,13 +9,12 @@ from dataclasses import asdict
 
 from ..config import EncoderConfig
 from ..encoder import Encoder
-from ..sites import describe_sites
+from ..hashing import encoder_hash
 from .aside import Group
 from .choices import Choices, choose
 from .detection import kind_of, wrong_kind
-from .hashing import encoder_hash
 from .native import load_native, read_config
-from .official import assumptions, known_layout, load_official, read_source
+from .official import assumptions, load_official, read_source
 from .roles import Reading, read_roles
 from .safetensors_file import Header, read_header
 from .shards import Source, open_source
@@ -101,9 +100,9 @@ def _config(config: EncoderConfig) -> Iterator[str]:
 
 def _loaded(encoder: Encoder) -> Iterator[str]:
     dims = encoder.site_dims
-    layout = known_layout(dims)
-    yield _row("sites", f"{len(dims)}: {describe_sites(dims)}")
-    yield _row("layout", layout or "none of the known base models'")
+    layout = encoder.family.layout_of(dims)
+    yield _row("sites", f"{len(dims)}: {encoder.family.describe_sites(dims)}")
+    yield _row("layout", layout.label if layout else "none of the known base models'")
     yield _row(
         "widths", ", ".join(f"{n} sites of {dim}" for dim, n in Counter(dims.values()).items())
     )

@@ -11,10 +11,11 @@ import torch
 from ..config import EncoderConfig, ResamplerConfig
 from ..encoder import Encoder
 from ..errors import CheckpointError, SiteError
+from ..families import AnyFamily, family_named
+from ..hashing import remember_files
 from ..resampler import ResamplerExtras
-from ..sites import AttentionSite
+from ..sites import Site
 from .choices import Choices, choose
-from .hashing import remember_files
 from .safetensors_file import Header, TensorSpec
 from .shards import Source
 from .weights import listing, write_weights
@@ -97,13 +98,13 @@ def assemble(source: Source, config: EncoderConfig, names: Mapping[str, str]) ->
     return encoder
 
 
-def site_dims(specs: Mapping[str, TensorSpec]) -> dict[AttentionSite, int]:
+def site_dims(specs: Mapping[str, TensorSpec], family: AnyFamily) -> dict[Site, int]:
     """The inner width of each site that the native names tell of; other names are left out."""
-    dims: dict[AttentionSite, int] = {}
+    dims: dict[Site, int] = {}
     for name, spec in specs.items():
         match = _SITE_NAME.fullmatch(name)
         try:
-            site = AttentionSite.from_path(match[1]) if match else None
+            site = family.site(match[1]) if match else None
         except SiteError:
             continue  # reported as a tensor that does not belong here
         if site is not None and spec.shape:
@@ -113,11 +114,12 @@ def site_dims(specs: Mapping[str, TensorSpec]) -> dict[AttentionSite, int]:
 
 def _skeleton(where: str, config: EncoderConfig, specs: Mapping[str, TensorSpec]) -> Encoder:
     """The encoder that the file should hold, without memory for its weights."""
-    dims = site_dims(specs)
+    family = family_named(config.family)
+    dims = site_dims(specs, family)
     if not dims:
         raise CheckpointError(
             f"{where}: holds no attention site; expected tensors such as "
-            "sites.output.0.4.to_k.weight. Export the encoder again with its sites."
+            f"sites.{family.example_path}.to_k.weight. Export the encoder again with its sites."
         )
     _check_sizes(where, config.resampler, len(specs))
     if max(dims.values()) > _MAX_SIZE or min(dims.values()) < 1:

@@ -15,17 +15,15 @@ from ..attention import ValueNorm
 from ..config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from ..encoder import Encoder
 from ..errors import CheckpointError
-from ..sites import AttentionSite
+from ..families import DEFAULT_FAMILY
 from .choices import Choices, choose
 from .doubles import Comparison, different_doubles
-from .layouts import LAYOUTS
 from .native import assemble, site_dims
 from .roles import NEEDED, Reading, read_roles
 from .safetensors_file import TensorSpec
 from .shards import Source
 
 _DIM_HEAD = 64
-_BASE_OF_TEXT_WIDTH = {2048: "sdxl", 768: "sd15"}
 # IP-Adapter Plus has the same make, but its tokens mean something else: (queries, text width).
 _IP_ADAPTER_SIZES = {(16, 768), (16, 2048)}
 # A message stays short enough to be read; `inspect` tells all.
@@ -112,7 +110,7 @@ def derived_config(source: Source, reading: Reading, choices: Choices) -> Encode
     _refuse_ip_adapter(source, sizes)
     config = EncoderConfig(
         noun="person",
-        base=_base(site_dims(specs), sizes.output_dim),
+        base=DEFAULT_FAMILY.base_of(site_dims(specs, DEFAULT_FAMILY), sizes.output_dim),
         image_encoder=ImageEncoderConfig("clip_vision", sizes.embedding_dim, 224, "penultimate"),
         resampler=sizes,
         value_norm=ValueNorm("per_head", 2.0),
@@ -134,16 +132,6 @@ def assumptions(choices: Choices) -> list[str]:
             "not known."
         )
     return assumed
-
-
-def known_layout(dims: Mapping[AttentionSite, int]) -> str | None:
-    """The known base model whose sites these are, or None."""
-    return next((layout.label for layout in LAYOUTS if layout.fits(dims)), None)
-
-
-def _base(dims: Mapping[AttentionSite, int], text_width: int) -> str:
-    fitting = [layout.name for layout in LAYOUTS if layout.fits(dims)]
-    return fitting[0] if fitting else _BASE_OF_TEXT_WIDTH.get(text_width, "unknown")
 
 
 def _resampler_sizes(

@@ -7,9 +7,9 @@ order, a key is
 * a resampler parameter: it ends like one of IP-Adapter's `Resampler`, with as many dimensions,
   under a prefix where the resampler's inside stands;
 * a projection: a matrix, and the part of the key nearest its end that holds a word for key or value
-  (`to_k_ip`, `v_proj`, `nested_key`) holds words for one of them only; `places.py` tells its site.
+  (`to_k_ip`, `v_proj`, `nested_key`) holds words for one of them only; the family tells its site.
 
-A base model's own `attn2.to_k` and `to_v` are set aside with it. What no rule explains is listed.
+A base model's own `to_k` and `to_v` are set aside with it. What no rule explains is listed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ..families import DEFAULT_FAMILY
+from ..families.family import IsSame, Projection, Projections
+from ..tensor_names import plain, projection_of
 from .aside import Group, averaged_copies, frozen_parts, token_embeddings, training_leftovers
-from .layouts import plain
-from .places import IsSame, Specs, find_places, projection_of
 from .safetensors_file import TensorSpec
 
 _RESAMPLER = re.compile(
@@ -30,6 +31,8 @@ _RESAMPLER = re.compile(
     r"|1\.(?:0\.(?:weight|bias)|[13]\.weight)))"
 )
 _VECTOR = re.compile(r".*(?:bias|norm[12]\.weight|norm_out\.weight|\.1\.0\.weight|seq\.0\.weight)")
+Specs = Mapping[str, TensorSpec]
+
 # Not proj_in, proj_out and norm_out: every UNet has those.
 _INSIDE = ("latents", "layers.")
 NEEDED = (
@@ -81,7 +84,7 @@ def looks_like_encoder(tensors: Specs) -> bool:
         (parameter := _resampler_parameter(key, spec)) is not None
         and parameter[1].startswith(_INSIDE)
         for key, spec in tensors.items()
-    ) and any(projection_of(key, spec) for key, spec in tensors.items())
+    ) and any(projection_of(key, spec.shape) for key, spec in tensors.items())
 
 
 def read_roles(tensors: Specs, is_same: IsSame) -> Reading:
@@ -108,7 +111,7 @@ def _without_others(reading: Reading, tensors: Specs) -> Specs:
         some = {key: tensors[key] for key in keys}
         native_names = {resampler_name(key, spec) for key, spec in some.items()}
         return native_names.issuperset(NEEDED) and any(
-            projection_of(*item) for item in some.items()
+            projection_of(key, spec.shape) for key, spec in some.items()
         )
 
     reading.aside += (leftovers := training_leftovers(tensors))
@@ -151,32 +154,34 @@ def _resampler_parameter(key: str, spec: TensorSpec) -> tuple[str, str] | None:
     return (match["prefix"], name) if len(spec.shape) == dimensions else None
 
 
-def _base_projections(reading: Reading, tensors: Specs) -> Specs:
-    """Keys and values of the base model's own cross-attentions."""
-    keys = [key for group in reading.aside if group.is_base_model for key in group.keys]
+def _projections(tensors: Specs) -> dict[str, Projection]:
     return {
-        key: tensors[key]
-        for key in keys
-        if "attn2" in plain(key).split(".") and projection_of(key, tensors[key]) is not None
+        key: Projection(kind, spec.shape[0])
+        for key, spec in tensors.items()
+        if (kind := projection_of(key, spec.shape)) is not None
     }
+
+
+def _base_projections(reading: Reading, tensors: Specs) -> dict[str, Projection]:
+    """Keys and values of the base model's own attentions."""
+    keys = [key for group in reading.aside if group.is_base_model for key in group.keys]
+    return _projections({key: tensors[key] for key in keys})
 
 
 def _read_projections(
-    reading: Reading, tensors: Specs, base: Specs, is_same: IsSame
-) -> Mapping[str, TensorSpec]:
+    reading: Reading, tensors: Specs, base: Projections, is_same: IsSame
+) -> Specs:
     """Adds the projections; the rest of the tensors."""
-    kinds = {
-        key: kind for key, spec in tensors.items() if (kind := projection_of(key, spec)) is not None
-    }
-    if not kinds:
+    projections = _projections(tensors)
+    if not projections:
         reading.problems.append(
             "Nothing found for the key and value projections"
             + (", only the base model's own" if base else "")
         )
         return tensors
-    places = find_places({key: tensors[key] for key in kinds}, base, is_same)
+    places = DEFAULT_FAMILY.find_places(projections, base, is_same)
     reading.problems += places.problems
     reading.notes += places.notes
     for key, site in places.sites.items():
-        reading.add(f"sites.{site.path}.{kinds[key]}.weight", key)
+        reading.add(f"sites.{site.path}.{projections[key].kind}.weight", key)
     return {key: spec for key, spec in tensors.items() if key not in places.sites}

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..bounded_json import parse_json
 from ..encoder import Encoder
 from ..errors import CheckpointError, shown
+from ..hashing import encoder_hash
 from ..subject import SMALLEST_WEIGHT, Subject, relative_weights
 from ..words import MAX_NOUN_CHARACTERS, word_problem
-from .hashing import encoder_hash
 from .native import FORMAT_VERSION, check_version, metadata_entry
 from .new_files import write_new_file
 from .safetensors_file import Header

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..precision import WEIGHT_DTYPES, dtype_name
 from .safetensors_file import AGAIN, Header, TensorSpec, file_key, open_file
 from .writing import complete_file
-
-# Precisions that weights may have, by the format's names.
-WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_weights(header: Header, names: Iterable[str]) -> dict[str, Tensor]:
@@ -57,12 +55,6 @@ def write_weights(
     check_finite(path.name, tensors)
     with complete_file(path, tensors, metadata) as temporary:
         os.replace(temporary, path)
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """The format's name of a tensor's precision; torch's name where weights may not have it."""
-    names = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
-    return names.get(tensor.dtype, str(tensor.dtype))
 
 
 def check_weight_dtypes(where: str, dtypes: Mapping[str, str]) -> None:

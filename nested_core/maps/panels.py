@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..shapes import Float
-from ..sites import describe_sites
 from .canvas import framed, name_line, stack, text_line, to_image
 from .colours import SOFT, Rgb, laid_over, subject_colour
 from .record import Grid, MapRecord
@@ -95,9 +94,9 @@ def of_picture(record: MapRecord, picture: int) -> str:
 def extent(record: MapRecord, picture: int) -> str:
     """What was averaged."""
     maps = record.select(picture)
-    sites = sorted({each.site for each in maps})
+    sites = {each.site for each in maps}
     numbers = sorted({each.step for each in maps})
-    listed = f" ({describe_sites(sites)})" if len(sites) <= 6 else ""
+    listed = f" ({record.plan.family.describe_sites(sites)})" if len(sites) <= 6 else ""
     return (
         f"Mean over heads, {counted(len(sites), 'site')}{listed} and "
         f"{counted(len(numbers), 'step')} of {maps[0].num_steps} ({_runs(numbers)}; the first is 0)."

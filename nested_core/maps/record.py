@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import NestedAttentionError
+from ..families import DEFAULT_FAMILY, AnyFamily
 from ..shapes import Float
-from ..sites import EVERY_SITE, AttentionSite, SiteSelector, in_network_order, parse_sites
+from ..sites import EVERY_SITE, Site, SiteSelector
 from .values import ValuePicture
 
 Grid = tuple[int, int]  # height and width of a site
@@ -79,20 +80,28 @@ class RecordPlan:
 
     Attributes:
         values: whether the pictures of the query-dependent values are made too.
+        family: of the model, which knows its sites' names and order.
     """
 
     steps: StepSelector = EVERY_STEP
     sites: SiteSelector = EVERY_SITE
     values: bool = True
+    family: AnyFamily = DEFAULT_FAMILY
 
     @classmethod
-    def from_text(cls, steps: str = "", sites: str = "", values: bool = True) -> RecordPlan:
+    def from_text(
+        cls,
+        steps: str = "",
+        sites: str = "",
+        values: bool = True,
+        family: AnyFamily = DEFAULT_FAMILY,
+    ) -> RecordPlan:
         """The plan from both selectors as the user writes them.
 
         Raises:
             MapError, SiteError: a selector that cannot be read.
         """
-        return cls(parse_steps(steps), parse_sites(sites), values)
+        return cls(parse_steps(steps), family.parse_sites(sites), values, family)
 
     def wants_step(self, step: int, num_steps: int) -> bool:
         """Whether the attention of this step, counted from 0, is recorded."""
@@ -122,7 +131,7 @@ class SiteMap:
 
     step: int
     num_steps: int
-    site: AttentionSite
+    site: Site
     picture: int
     token: str
     attention: Float[Tensor, "height width"]
@@ -140,7 +149,7 @@ class SiteMap:
         return height, width
 
 
-_Key = tuple[int, AttentionSite, int, str, Grid]
+_Key = tuple[int, Site, int, str, Grid]
 
 
 @dataclass(eq=False)
@@ -265,7 +274,7 @@ class MapRecord:
         """The maps of a token that have a picture of its values, in network order."""
         maps = [each for each in self.select(picture, token) if each.values is not None]
         latest = {each.site: each for each in maps}
-        return [latest[site] for site in in_network_order(latest)]
+        return [latest[site] for site in self.plan.family.in_network_order(latest)]
 
     def finest_grid(self, picture: int) -> Grid:
         """The largest grid of any map of a picture."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HiddenState, ImageEncoderConfig
+from ..families import DEFAULT_FAMILY, AnyFamily
 from ..prompt import MarkedToken, mark_tokens
 from ..shapes import Float, Int
-from ..sites import AttentionSite
+from ..sites import Site
 from .nested_attention import NestedSubjects
 from .noise_schedule import NoiseSchedule
 
@@ -66,8 +67,9 @@ class BaseModel(Protocol):
     """A frozen base model with its text encoders, latent space and image encoder."""
 
     base: str
+    family: AnyFamily
     schedule: NoiseSchedule
-    site_dims: Mapping[AttentionSite, int]
+    site_dims: Mapping[Site, int]
     text_dim: int
     image_encoder: ImageEncoderConfig
 
@@ -83,7 +85,7 @@ class BaseModel(Protocol):
         """Recomputes the base model's activations in the backward pass (gradient checkpointing)."""
         ...
 
-    def projection_weights(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
+    def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
         """The base model's own `to_k` and `to_v` weights of a site, `[inner, text_dim]`."""
         ...
 
@@ -122,10 +124,15 @@ class BaseModel(Protocol):
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A CLIP tokenizer of the transformers library with the length that the text encoder reads."""
+    """A tokenizer of the transformers library with the length that the text encoder reads.
+
+    `name` is the family's.
+    """
 
     tokenizer: Any
     length: int
+    name: str = "l"
+    family: AnyFamily = DEFAULT_FAMILY
 
     def __call__(self, caption: Caption) -> tuple[list[int], int]:
         """Token ids at full length, and the position of the noun's last token (-1 without one).
@@ -158,7 +165,7 @@ class CaptionTokenizer:
         special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         words: Sequence[str] = self.tokenizer.convert_ids_to_tokens(ids)
         return [
-            0 if token in special else len(word.removesuffix("</w>"))
+            0 if token in special else self.family.num_characters(self.name, word)
             for token, word in zip(ids, words, strict=True)
         ]
 

@@ -7,20 +7,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from ..checkpoint.layouts import DiffusersPlace, layers_per_block, named_place
 from ..config import HiddenState, ImageEncoderConfig
-from ..errors import HostError
+from ..errors import HostError, SiteError
+from ..families import AnyFamily
+from ..families.unet import UNET
+from ..families.unet_sites import AttentionSite
 from ..shapes import Float
-from ..sites import AttentionSite
+from ..sites import Site
 from ..vision import patch_features
 from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
@@ -77,6 +79,8 @@ def _is_sdxl_file(path: str) -> bool:
 class DiffusersModel:
     """The `BaseModel` of a Stable Diffusion or SDXL pipeline. The pipeline's modules are frozen."""
 
+    family: AnyFamily = UNET
+
     def __init__(self, pipeline: Any, vision: Any) -> None:
         self.unet: Any = pipeline.unet
         self.vae: Any = pipeline.vae
@@ -86,12 +90,16 @@ class DiffusersModel:
         self._is_sdxl = len(self.text_encoders) == 2
         self.base = "sdxl" if self._is_sdxl else "sd15"
         self._tokenisers = [
-            CaptionTokenizer(tokenizer, encoder.config.max_position_embeddings)
-            for tokenizer, encoder in zip(tokenizers, self.text_encoders, strict=True)
+            CaptionTokenizer(tokenizer, encoder.config.max_position_embeddings, name)
+            for tokenizer, encoder, name in zip(
+                tokenizers, self.text_encoders, UNET.tokenizers, strict=False
+            )
         ]
         sites = find_sites(self.unet)
-        self._layers = {site: attention.layer for site, attention in sites.items()}
-        self.site_dims: Mapping[AttentionSite, int] = {
+        self._layers: Mapping[Site, Any] = {
+            site: attention.layer for site, attention in sites.items()
+        }
+        self.site_dims: Mapping[Site, int] = {
             site: attention.width for site, attention in sites.items()
         }
         install_processors(self.unet, self._layers)
@@ -114,7 +122,7 @@ class DiffusersModel:
     def save_memory(self) -> None:
         self.unet.enable_gradient_checkpointing()
 
-    def projection_weights(self, site: AttentionSite) -> tuple[Tensor, Tensor]:
+    def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
         layer = self._layers[site]
         return layer.to_k.weight, layer.to_v.weight
 
@@ -228,36 +236,27 @@ def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
         HostError: no cross-attention, blocks that ComfyUI's numbering does not know, or layers that
             do more than attend.
     """
-    named = cast("Iterable[tuple[str, nn.Module]]", unet.named_modules())
-    layers: dict[DiffusersPlace, Any] = {}
-    for name, module in named:
-        place = named_place(name) if name.endswith(".attn2") else None
-        if isinstance(place, DiffusersPlace):
-            layers[place] = module
-    num_layers = layers_per_block(layers) if layers else None
-    if num_layers is None:
-        raise HostError(
-            f"Training: {type(unet).__name__} has {len(layers)} cross-attention layers at places that "
-            "are none of Stable Diffusion's or SDXL's UNet. Use a base model of these families."
-        )
-    for place, layer in layers.items():
-        _check_plain(place, layer)
-    return {
-        place.site(num_layers): CrossAttention(layer, layer.to_k.out_features)
-        for place, layer in layers.items()
-    }
+    modules: dict[str, Any] = dict(unet.named_modules())
+    try:
+        names = UNET.sites_of(modules)
+    except SiteError as error:
+        raise HostError(f"Training: {type(unet).__name__} has {error}") from error
+    layers = {site: modules[name] for site, name in names.items()}
+    for site, layer in layers.items():
+        _check_plain(names[site], layer)
+    return {site: CrossAttention(layer, layer.to_k.out_features) for site, layer in layers.items()}
 
 
-def _check_plain(place: DiffusersPlace, attention: Any) -> None:
+def _check_plain(name: str, attention: Any) -> None:
     unknown = [
-        name
-        for name in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
-        if getattr(attention, name, None)
+        part
+        for part in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
+        if getattr(attention, part, None)
     ]
     if attention.residual_connection or attention.rescale_output_factor != 1.0:
         unknown.append("residual connection or rescaling")
     if unknown:
         raise HostError(
-            f"Training: the cross-attention at {place} has {', '.join(unknown)}, which the nodes do "
+            f"Training: the cross-attention at {name} has {', '.join(unknown)}, which the nodes do "
             "not know. Use a base model of the SD1.5 or SDXL family."
         )

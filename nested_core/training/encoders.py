@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..config import EncoderConfig
 from ..encoder import Encoder
 from ..resampler import ResamplerExtras
 from ..shapes import Bool, Float
-from ..sites import AttentionSite
+from ..sites import Site
 from .base_model import BaseModel, Caption, PictureSize
 from .config import TrainingConfig
 from .errors import TrainingError
@@ -62,6 +63,7 @@ def initial_encoder(
     encoder_config = config.encoder_config(
         base_model.base, base_model.image_encoder, base_model.text_dim
     )
+    encoder_config = replace(encoder_config, family=base_model.family.name)
     earlier = load_encoder(config.initial_encoder) if config.initial_encoder else None
     # The optional parts of an earlier resampler are trained on.
     extras = earlier.resampler.extras if earlier else None
@@ -115,7 +117,7 @@ def _spread_like_text(encoder: Encoder, base_model: BaseModel, captions: Sequenc
 
 def trained_encoder(
     config: EncoderConfig,
-    site_dims: Mapping[AttentionSite, int],
+    site_dims: Mapping[Site, int],
     extras: ResamplerExtras | None,
     weights: Mapping[str, Tensor],
     dtype: torch.dtype,

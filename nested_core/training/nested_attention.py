@@ -22,7 +22,7 @@ from ..attention import (
     split_heads,
 )
 from ..shapes import Float, Int
-from ..sites import AttentionSite
+from ..sites import Site
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]  # by the site's path
 SUBJECTS_KEY = "nested_subjects"  # of `cross_attention_kwargs`, and so a processor's argument
@@ -32,7 +32,7 @@ SUBJECTS_KEY = "nested_subjects"  # of `cross_attention_kwargs`, and so a proces
 class Subjects(Protocol):
     """One subject for every row of a batch."""
 
-    def delta(self, site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
+    def delta(self, site: Site, query: Tensor, key: Tensor, value: Tensor, /) -> Tensor:
         """What they add to the output of this site, `[batch, heads, pixels, head_dim]`."""
         ...
 
@@ -43,7 +43,7 @@ def attend(
     value: Float[Tensor, "batch tokens inner"],
     num_heads: int,
     mask: Tensor | None = None,
-    site: AttentionSite | None = None,
+    site: Site | None = None,
     subjects: Subjects | None = None,
 ) -> Float[Tensor, "batch pixels inner"]:
     """A layer's attention and, where there are subjects at its site, what they add to it."""
@@ -64,7 +64,7 @@ class NestedSubjects:
 
     def delta(
         self,
-        site: AttentionSite,
+        site: Site,
         query: Float[Tensor, "batch heads pixels head_dim"],
         text_key: Float[Tensor, "batch heads text_tokens head_dim"],
         text_value: Float[Tensor, "batch heads text_tokens head_dim"],
@@ -82,7 +82,7 @@ class NestedSubjects:
 class CrossAttentionProcessor:
     """Cross-attention of one site; the subjects come with the call, so recomputing it is the same."""
 
-    def __init__(self, site: AttentionSite) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
 
     def __call__(
@@ -119,7 +119,7 @@ class SelfAttentionProcessor:
         return self.inner(*arguments, **options)
 
 
-def install_processors(unet: Any, layers: Mapping[AttentionSite, Any]) -> None:
+def install_processors(unet: Any, layers: Mapping[Site, Any]) -> None:
     """Makes the UNet take `cross_attention_kwargs={"nested_subjects": ...}`; else it is unchanged."""
     site_of = {layer: site for site, layer in layers.items()}
     for module in unet.modules():

@@ -38,9 +38,9 @@ def _start_host() -> None:
 
 
 _start_host()
-pytest.register_assert_rewrite("beside")
-import prompts  # noqa: E402  (they need the host)
+pytest.register_assert_rewrite("composition")
 import scenes  # noqa: E402
+import text_encoders  # noqa: E402  (they need the host)
 import two_subjects  # noqa: E402
 
 
@@ -75,15 +75,15 @@ def two(family: str) -> two_subjects.Two:
 
 
 @pytest.fixture
-def clips(family: str) -> prompts.Clips:
+def clips(family: str) -> text_encoders.Clips:
     """Text encoders of each family without and with bound tokens, shared by all tests."""
-    return prompts.clips_of(family)
+    return text_encoders.clips_of(family)
 
 
 @pytest.fixture
-def sdxl_clips() -> prompts.Clips:
+def sdxl_clips() -> text_encoders.Clips:
     """The same of SDXL alone."""
-    return prompts.clips_of("sdxl")
+    return text_encoders.clips_of("sdxl")
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ SIZE = HEIGHT, WIDTH = 16, 12  # of latents, unless a scene says otherwise
 _config = pack.module("nested_core.config")
 _attention = pack.module("nested_core.attention")
 _encoder = pack.module("nested_core.encoder")
-_sites = pack.module("nested_core.sites")
+_sites = pack.module("nested_core.families.unet_sites")
 _family = pack.module("nodes.bridge.families.unet")
 
 

@@ -7,7 +7,7 @@ which runs the traces as they are; inductor takes minutes here (it was tried by 
 
 from __future__ import annotations
 
-import beside
+import composition
 import pytest
 import scenes
 import torch
@@ -38,16 +38,21 @@ def _plan(scene):
     mask = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(2))
     both = [scene.bind(anna), scene.bind(rex, "<rex>", "dog")]
     return [
-        ("no bound token", [scene.bind(anna)], beside.PLAIN, {}),
-        ("a bound token", [scene.bind(anna)], beside.PROMPT, {}),
+        ("no bound token", [scene.bind(anna)], composition.PLAIN, {}),
+        ("a bound token", [scene.bind(anna)], composition.PROMPT, {}),
         ("another place in the prompt", [scene.bind(anna)], "<anna> at night", {}),
-        ("another subject", [scene.bind(rex)], beside.PROMPT, {}),
-        ("some layers", [scene.bind(anna, sites="u1,m")], beside.PROMPT, {}),
-        ("a part of the steps", [scene.bind(anna, end_percent=0.4)], beside.PROMPT, {"steps": 4}),
+        ("another subject", [scene.bind(rex)], composition.PROMPT, {}),
+        ("some layers", [scene.bind(anna, sites="u1,m")], composition.PROMPT, {}),
+        (
+            "a part of the steps",
+            [scene.bind(anna, end_percent=0.4)],
+            composition.PROMPT,
+            {"steps": 4},
+        ),
         ("two subjects", both, "<anna>, <rex>", {}),
-        ("a mask", [scene.bind(anna, mask=mask)], beside.PROMPT, {}),
-        ("a larger batch", [scene.bind(anna)], beside.PROMPT, {"batch": 3}),
-        ("no bound token again", [scene.bind(anna)], beside.PLAIN, {}),
+        ("a mask", [scene.bind(anna, mask=mask)], composition.PROMPT, {}),
+        ("a larger batch", [scene.bind(anna)], composition.PROMPT, {"batch": 3}),
+        ("no bound token again", [scene.bind(anna)], composition.PLAIN, {}),
     ]
 
 
@@ -56,41 +61,41 @@ def test_a_compiled_model_is_right_whatever_was_traced_before(scene, place, chan
     seen = []
     for name, bindings, prompt, sampling in _plan(scene)[changes]:
         clip, model, compiled = _bound(scene, place, *bindings)
-        expected = beside.sample_prompt(scene, model, clip, prompt, **sampling)
-        found = beside.sample_prompt(scene, compiled, clip, prompt, **sampling)
+        expected = composition.sample_prompt(scene, model, clip, prompt, **sampling)
+        found = composition.sample_prompt(scene, compiled, clip, prompt, **sampling)
         assert scenes.relative_difference(found, expected) < _TOLERANCE, name
         seen.append(expected)
     assert not torch.equal(seen[0], seen[1])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("place", beside.PLACES)
+@pytest.mark.parametrize("place", composition.PLACES)
 def test_who_owns_a_pixel_is_found_anew_at_every_step_of_a_compiled_model(scene, place):
-    bindings, sampled = beside.bindings(scene, scene.subject(), beside.APART), []
+    bindings, sampled = composition.bindings(scene, scene.subject(), composition.APART), []
     for separation in (1.0, 0.0):
         clip, model, compiled = _bound(scene, place, *bindings, separation=separation)
         expected, found = (
-            beside.sample_prompt(scene, each, clip, beside.APART.prompt, steps=4)
+            composition.sample_prompt(scene, each, clip, composition.APART.prompt, steps=4)
             for each in (model, compiled)
         )
         assert scenes.relative_difference(found, expected) < _TOLERANCE
         sampled.append(expected)
-    assert scenes.relative_difference(*sampled) > beside.VISIBLE
+    assert scenes.relative_difference(*sampled) > composition.VISIBLE
 
 
 def test_bound_and_plain_models_do_not_use_each_other_s_traces(scene):
     clip, model, compiled = _bound(scene, "behind", scene.bind())
     plain = as_compiled(scene.model)
     runs = {
-        "plain first": (plain, scene.model, beside.PLAIN),
-        "bound behind a plain one": (compiled, model, beside.PROMPT),
-        "plain behind a bound one": (plain, scene.model, beside.PLAIN),
-        "bound again": (compiled, model, beside.PROMPT),
+        "plain first": (plain, scene.model, composition.PLAIN),
+        "bound behind a plain one": (compiled, model, composition.PROMPT),
+        "plain behind a bound one": (plain, scene.model, composition.PLAIN),
+        "bound again": (compiled, model, composition.PROMPT),
     }
     for name, (found, expected, prompt) in runs.items():
         difference = scenes.relative_difference(
-            beside.sample_prompt(scene, found, clip, prompt),
-            beside.sample_prompt(scene, expected, clip, prompt),
+            composition.sample_prompt(scene, found, clip, prompt),
+            composition.sample_prompt(scene, expected, clip, prompt),
         )
         assert difference < _TOLERANCE, name
 
@@ -106,7 +111,8 @@ def test_a_patch_of_another_pack_may_change_behind_a_compiled_model(scene):
         for site in scene.sites:
             plain.set_model_attn2_replace(lambda q, k, v, options, s=scale: q * s, *site)
         found, expected = (
-            beside.sample_prompt(scene, each, clip, beside.PROMPT) for each in (foreign, plain)
+            composition.sample_prompt(scene, each, clip, composition.PROMPT)
+            for each in (foreign, plain)
         )
         assert scenes.relative_difference(found, expected) < _TOLERANCE
 
@@ -116,10 +122,10 @@ def test_the_setting_that_keeps_traces_apart_is_put_back(sd15, enabled):
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(enabled)
     try:
-        beside.sample_bound(sd15, sd15.subject(), steps=1)
+        composition.sample_bound(sd15, sd15.subject(), steps=1)
         assert torch.is_autocast_cache_enabled() == enabled
         with pytest.raises(ZeroDivisionError):
-            beside.sample_bound(sd15, sd15.subject(), _failing, steps=1)
+            composition.sample_bound(sd15, sd15.subject(), _failing, steps=1)
         assert torch.is_autocast_cache_enabled() == enabled
     finally:
         torch.set_autocast_cache_enabled(before)

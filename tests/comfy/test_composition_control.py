@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import model_files
 import pack
 import pytest
@@ -63,13 +63,15 @@ def _load_t2i_adapter():
 @pytest.mark.smoke
 def test_a_control_net_composes(scene, family, monkeypatch):
     control = _load_control_net(monkeypatch, family)
-    beside.assert_composes(scene, prepare=_controlled(scene, control), places=["behind"], batch=2)
+    composition.assert_composes(
+        scene, prepare=_controlled(scene, control), places=["behind"], batch=2
+    )
 
 
 def test_a_control_net_for_part_of_the_steps_composes(sd15, monkeypatch):
     control = _load_control_net(monkeypatch, "sd15")
     prepare = _controlled(sd15, control, strength=0.7, start_percent=0.2, end_percent=0.6)
-    beside.assert_composes(sd15, prepare=prepare, places=["behind"], steps=6)
+    composition.assert_composes(sd15, prepare=prepare, places=["behind"], steps=6)
 
 
 def test_a_control_net_that_only_the_positive_prompt_has_composes(sd15, monkeypatch):
@@ -78,7 +80,7 @@ def test_a_control_net_that_only_the_positive_prompt_has_composes(sd15, monkeypa
     def prepare(positive, negative):
         return _controlled(sd15, control)(positive, negative)[0], negative
 
-    beside.assert_composes(sd15, prepare=prepare, places=["behind"])
+    composition.assert_composes(sd15, prepare=prepare, places=["behind"])
 
 
 def test_a_control_net_reads_the_same_text_as_without_a_subject(sd15, monkeypatch):
@@ -92,8 +94,8 @@ def test_a_control_net_reads_the_same_text_as_without_a_subject(sd15, monkeypatc
         lambda self, **inputs: seen.append(inputs) or forward(self, **inputs),
     )
     subject, prepare = sd15.subject(), _controlled(sd15, control)
-    beside.sample_bound(sd15, subject, prepare=prepare, steps=1)
-    beside.sample_naive(sd15, None, prepare=prepare, steps=1)
+    composition.sample_bound(sd15, subject, prepare=prepare, steps=1)
+    composition.sample_naive(sd15, None, prepare=prepare, steps=1)
     bound, plain = seen
     assert bound.keys() == plain.keys()
     assert torch.equal(bound["context"], plain["context"])
@@ -104,11 +106,11 @@ def test_a_t2i_adapter_composes():
     scene.width = 16
     adapter = _load_t2i_adapter()
     assert type(adapter).__name__ == "T2IAdapter"
-    beside.assert_composes(scene, prepare=_controlled(scene, adapter), places=["behind"])
+    composition.assert_composes(scene, prepare=_controlled(scene, adapter), places=["behind"])
 
 
 def test_two_control_nets_in_a_row_compose(sd15, monkeypatch):
     first = _load_control_net(monkeypatch, "sd15")
     second = tiny.control_net("sd15", seed=13)
     prepare = _controlled(sd15, first, second, strength=0.5)
-    beside.assert_composes(sd15, prepare=prepare, places=["behind"])
+    composition.assert_composes(sd15, prepare=prepare, places=["behind"])

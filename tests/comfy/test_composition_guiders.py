@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
@@ -124,7 +124,7 @@ GUIDERS = {
 @pytest.mark.parametrize("guider", GUIDERS)
 def test_a_guider_composes(sd15, guider):
     run = _run_guider(sd15, GUIDERS[guider](sd15))
-    beside.assert_composes(sd15, places=["behind"], acts=False, run=run)
+    composition.assert_composes(sd15, places=["behind"], acts=False, run=run)
 
 
 @pytest.mark.parametrize("cfg, neg_scale", [(1.0, 1.0), (4.0, 0.0)])
@@ -135,7 +135,7 @@ def test_perp_neg_composes_where_it_leaves_lists_out(sd15, cfg, neg_scale):
         return guider
 
     run = _run_guider(sd15, make)
-    beside.assert_composes(sd15, places=["behind"], acts=False, run=run, cfg=cfg)
+    composition.assert_composes(sd15, places=["behind"], acts=False, run=run, cfg=cfg)
 
 
 def test_the_perp_neg_node_composes(scene):
@@ -148,16 +148,16 @@ def test_the_perp_neg_node_composes(scene):
             neg_scale=1.0,
         )
 
-    beside.assert_composes(scene, alter)
+    composition.assert_composes(scene, alter)
 
 
 def test_guiders_differ_from_each_other(sd15):
     """So that the tests above can fail: each guider does what the others don't."""
     subject = sd15.subject()
     results = [
-        beside.sample_bound(sd15, subject, run=_run_guider(sd15, guider(sd15)))
+        composition.sample_bound(sd15, subject, run=_run_guider(sd15, guider(sd15)))
         for guider in GUIDERS.values()
     ]
     for nth, result in enumerate(results):
         for other in results[nth + 1 :]:
-            assert scenes.relative_difference(other, result) > beside.VISIBLE
+            assert scenes.relative_difference(other, result) > composition.VISIBLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
@@ -30,14 +30,14 @@ def test_a_noise_mask_composes(scene):
     pixels, vae = _pixels(scene), tiny.vae()
     latent = pack.run_host("VAEEncode", pixels=pixels, vae=vae)
     latent = pack.run_host("SetLatentNoiseMask", samples=latent, mask=_right_half(scene))
-    beside.assert_composes(scene, places=["behind"], acts=False, **_sampling(latent))
+    composition.assert_composes(scene, places=["behind"], acts=False, **_sampling(latent))
 
 
 def test_a_noise_mask_leaves_the_picture_outside_it(sd15):
     """So that the test above can fail: the mask does act."""
     latent = pack.run_host("VAEEncode", pixels=_pixels(sd15), vae=tiny.vae())
     masked = pack.run_host("SetLatentNoiseMask", samples=latent, mask=_right_half(sd15))
-    found = beside.sample_bound(sd15, sd15.subject(), **_sampling(masked))
+    found = composition.sample_bound(sd15, sd15.subject(), **_sampling(masked))
     kept = slice(0, sd15.width // 2 - 1)
     assert scenes.relative_difference(found[..., kept], latent["samples"][..., kept]) < 1e-5
 
@@ -56,7 +56,7 @@ def test_vae_encode_for_inpaint_and_differential_diffusion_compose(sd15):
             "DifferentialDiffusion", extra="nodes_differential_diffusion", model=model
         )
 
-    beside.assert_composes(sd15, alter, acts=False, **_sampling(latent))
+    composition.assert_composes(sd15, alter, acts=False, **_sampling(latent))
 
 
 @pytest.mark.parametrize("noise_mask", [True, False])
@@ -89,13 +89,13 @@ def test_an_inpaint_model_composes(noise_mask):
             noise_mask=latent.get("noise_mask"),
         )
 
-    beside.assert_composes(scene, prepare=prepare, places=["behind"], run=run)
+    composition.assert_composes(scene, prepare=prepare, places=["behind"], run=run)
 
 
 def test_a_region_of_the_subject_and_a_noise_mask_compose(sd15):
     latent = pack.run_host("VAEEncode", pixels=_pixels(sd15), vae=tiny.vae())
     latent = pack.run_host("SetLatentNoiseMask", samples=latent, mask=_right_half(sd15))
     region = {"mask": _right_half(sd15).flip(-1) * 0.5 + _right_half(sd15)}
-    beside.assert_composes(
+    composition.assert_composes(
         sd15, places=["behind"], binding=region, settings=region, acts=False, **_sampling(latent)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import model_files
 import pack
 import pytest
@@ -21,45 +21,45 @@ def _load(lora, model, clip):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("place", beside.PLACES)
-@beside.FAMILIES_AND_CASTS
+@pytest.mark.parametrize("place", composition.PLACES)
+@composition.FAMILIES_AND_CASTS
 def test_a_lora_on_model_and_text_encoder_composes(scene, lora, place, cast):
     subject = scene.subject()
     model, clip = scene.model, scene.clip
     if place == "before":
         model, clip = _load(lora, model, clip)
-    bindings = beside.bindings(scene, subject, cast)
+    bindings = composition.bindings(scene, subject, cast)
     model, clip = scene.apply(*bindings, model=model, clip=clip, separation=cast.separation)
     if place == "behind":
         model, clip = _load(lora, model, clip)
-    found = beside.sample_prompt(scene, model, clip, cast.prompt)
+    found = composition.sample_prompt(scene, model, clip, cast.prompt)
 
     with_lora = scenes.Scene(
         scene.family, *_load(lora, scene.model, scene.clip), scene.vision, scene.encoder
     )
-    expected = beside.sample_naive(with_lora, subject, cast=cast)
-    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-    without_lora = beside.sample_naive(scene, subject, cast=cast)
-    assert scenes.relative_difference(without_lora, expected) > beside.VISIBLE
-    without_subject = beside.sample_naive(with_lora, None, cast=cast)
-    assert scenes.relative_difference(without_subject, expected) > beside.VISIBLE
+    expected = composition.sample_naive(with_lora, subject, cast=cast)
+    assert scenes.relative_difference(found, expected) < composition.TOLERANCE
+    without_lora = composition.sample_naive(scene, subject, cast=cast)
+    assert scenes.relative_difference(without_lora, expected) > composition.VISIBLE
+    without_subject = composition.sample_naive(with_lora, None, cast=cast)
+    assert scenes.relative_difference(without_subject, expected) > composition.VISIBLE
 
 
 def test_a_lora_on_the_model_alone_composes(scene, lora):
     def alter(model):
         return pack.run_host("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=0.8)
 
-    beside.assert_composes(scene, alter)
+    composition.assert_composes(scene, alter)
 
 
 def test_taking_a_lora_away_restores_the_result(scene, lora):
     """The UNet's weights are patched in place and back again between the two."""
     model, clip = scene.apply(scene.bind())
-    before = beside.sample_prompt(scene, model, clip, beside.PROMPT)
-    with_lora = beside.sample_prompt(scene, *_load(lora, model, clip), beside.PROMPT)
-    after = beside.sample_prompt(scene, model, clip, beside.PROMPT)
+    before = composition.sample_prompt(scene, model, clip, composition.PROMPT)
+    with_lora = composition.sample_prompt(scene, *_load(lora, model, clip), composition.PROMPT)
+    after = composition.sample_prompt(scene, model, clip, composition.PROMPT)
     assert before.equal(after)
-    assert scenes.relative_difference(with_lora, before) > beside.VISIBLE
+    assert scenes.relative_difference(with_lora, before) > composition.VISIBLE
 
 
 def test_a_lora_hook_on_the_bound_prompt_composes(scene, lora):
@@ -79,4 +79,4 @@ def test_a_lora_hook_on_the_bound_prompt_composes(scene, lora):
         )
         return positive, negative
 
-    beside.assert_composes(scene, prepare=prepare, places=["behind"])
+    composition.assert_composes(scene, prepare=prepare, places=["behind"])

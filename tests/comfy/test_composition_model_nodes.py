@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
@@ -74,18 +74,18 @@ def _ids(nodes):
 
 @pytest.mark.parametrize("node", GUIDANCE, ids=_ids(GUIDANCE))
 def test_guidance_composes(sd15, node):
-    beside.assert_composes(sd15, _alter(*node))
+    composition.assert_composes(sd15, _alter(*node))
 
 
 @pytest.mark.parametrize("node", PATCHES, ids=_ids(PATCHES))
 def test_patches_of_other_layers_compose(sd15, node):
     sd15.height, sd15.width = 16, 16
-    beside.assert_composes(sd15, _alter(*node), batch=2)
+    composition.assert_composes(sd15, _alter(*node), batch=2)
 
 
 @pytest.mark.parametrize("node", IDLE, ids=_ids(IDLE))
 def test_nodes_that_only_call_the_model_differently_compose(sd15, node):
-    beside.assert_composes(sd15, _alter(*node), acts=False)
+    composition.assert_composes(sd15, _alter(*node), acts=False)
 
 
 @pytest.mark.smoke
@@ -95,14 +95,14 @@ def test_guidance_and_patches_together_compose(sdxl):
             model = pack.run_host(name, extra=extra, model=model, **inputs)
         return model
 
-    beside.assert_composes(sdxl, alter, batch=2)
+    composition.assert_composes(sdxl, alter, batch=2)
 
 
 def test_a_mask_follows_a_node_that_shrinks_the_activations(sd15):
     shrink = next(node for node in PATCHES if node[0] == "PatchModelAddDownscale")
     mask = torch.rand(1, 32, 24, generator=torch.Generator().manual_seed(4))
     masked = {"mask": mask}
-    beside.assert_composes(sd15, _alter(*shrink), binding=masked, settings=masked)
+    composition.assert_composes(sd15, _alter(*shrink), binding=masked, settings=masked)
 
 
 # Of each, the first step that acts lies outside the part of the schedule that the host's own sampling
@@ -117,7 +117,7 @@ SAMPLING = [
 ]
 
 
-@pytest.mark.parametrize("place", beside.PLACES)
+@pytest.mark.parametrize("place", composition.PLACES)
 @pytest.mark.parametrize("node", SAMPLING, ids=lambda node: node[2]["sampling"])
 def test_percents_are_those_of_the_sampling_that_runs(sd15, node, place):
     alter = _alter(*node)
@@ -129,10 +129,10 @@ def test_percents_are_those_of_the_sampling_that_runs(sd15, node, place):
         for model in (alter(sd15.model), sd15.model)
     )
     subject = sd15.subject()
-    found = beside.sample_bound(sd15, subject, alter, place, binding=percents, steps=8)
+    found = composition.sample_bound(sd15, subject, alter, place, binding=percents, steps=8)
     expected, wrong = (
-        beside.sample_naive(sd15, subject, alter, settings={"window": window}, steps=8)
+        composition.sample_naive(sd15, subject, alter, settings={"window": window}, steps=8)
         for window in (own, host)
     )
-    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
-    assert scenes.relative_difference(wrong, expected) > beside.VISIBLE
+    assert scenes.relative_difference(found, expected) < composition.TOLERANCE
+    assert scenes.relative_difference(wrong, expected) > composition.VISIBLE

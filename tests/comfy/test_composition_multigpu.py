@@ -3,8 +3,8 @@ keeps a copy of every model for it and runs it in a thread of its own, as it doe
 
 from __future__ import annotations
 
-import beside
 import comfy.model_management
+import composition
 import model_files
 import pack
 import pytest
@@ -56,7 +56,7 @@ def _devices_at_work(model):
     return model, devices
 
 
-def _sample(scene, model, clip, prompt=beside.PROMPT):
+def _sample(scene, model, clip, prompt=composition.PROMPT):
     return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, _NEGATIVE), batch=2)
 
 
@@ -66,11 +66,11 @@ def _bound(scene, place, *bindings, **inputs):
     return (_split(model) if place == "behind" else model), clip
 
 
-@beside.CASTS
-@pytest.mark.parametrize("place", beside.PLACES)
+@composition.CASTS
+@pytest.mark.parametrize("place", composition.PLACES)
 def test_two_devices_do_what_one_does(loaded, two_devices, place, cast):
     masked = {"mask": torch.rand(1, 9, 7), "token_weight": 2.0}
-    bindings = beside.bindings(loaded, loaded.subject(), cast, **masked)
+    bindings = composition.bindings(loaded, loaded.subject(), cast, **masked)
     model, clip = loaded.apply(*bindings, separation=cast.separation)
     alone = _sample(loaded, model, clip, cast.prompt)
     split, _ = _bound(loaded, place, *bindings, separation=cast.separation)
@@ -79,10 +79,10 @@ def test_two_devices_do_what_one_does(loaded, two_devices, place, cast):
     assert devices == {FIRST, SECOND}
     assert scenes.relative_difference(together, alone) < 1e-5
     plain = _sample(loaded, loaded.model, clip, cast.prompt)
-    assert scenes.relative_difference(plain, alone) > beside.VISIBLE
+    assert scenes.relative_difference(plain, alone) > composition.VISIBLE
 
 
-@pytest.mark.parametrize("place", beside.PLACES)
+@pytest.mark.parametrize("place", composition.PLACES)
 def test_every_device_has_keys_and_values_of_its_own(loaded, two_devices, place):
     model, clip = _bound(loaded, place, loaded.bind())
     _sample(loaded, model, clip)
@@ -149,7 +149,7 @@ def test_select_model_device_composes(loaded, device):
             "SelectModelDevice", extra="nodes_multigpu", model=model, device=device
         )
 
-    beside.assert_composes(loaded, alter, acts=False)
+    composition.assert_composes(loaded, alter, acts=False)
 
 
 def test_an_encoder_can_be_copied_for_a_device(sd15):

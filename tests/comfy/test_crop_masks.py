@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pack
 import pytest
 import torch
@@ -11,7 +11,7 @@ HostError = pack.module("nested_core.errors").HostError
 
 
 def conditionings(scene, clip):
-    return scene.encode(clip, beside.PROMPT), scene.encode(clip, beside.NEGATIVE)
+    return scene.encode(clip, composition.PROMPT), scene.encode(clip, composition.NEGATIVE)
 
 
 def test_the_part_is_drawn_as_with_its_part_of_the_mask(sd15):

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import beside
+import composition
 import pytest
 import reference
 import scenes
 import torch
-from beside import NEGATIVE, PLAIN, POSITION, PROMPT, TOLERANCE, sample_bound, sample_naive
-from naive_owners import NaiveOwners
+from composition import NEGATIVE, PLAIN, POSITION, PROMPT, TOLERANCE, sample_bound, sample_naive
+from reference_separation import NaiveSeparation
 
 
 def _sampled(scene, *bindings, prompt=PROMPT, negative=NEGATIVE, separation=0.0, **options):
@@ -20,7 +20,7 @@ def _sampled(scene, *bindings, prompt=PROMPT, negative=NEGATIVE, separation=0.0,
     return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, negative), **options)
 
 
-def _host(scene, cast=beside.ALONE):
+def _host(scene, cast=composition.ALONE):
     return sample_naive(scene, None, cast=cast)
 
 
@@ -35,17 +35,17 @@ def test_sampling_equals_the_value_table(scene):
 @pytest.mark.smoke
 @pytest.mark.parametrize("separation", [0.3, 1.0])
 def test_every_separation_equals_the_value_table(scene, separation):
-    subject, cast = scene.subject(), replace(beside.APART, separation=separation)
+    subject, cast = scene.subject(), replace(composition.APART, separation=separation)
     found, expected, mixed = (
         sample_bound(scene, subject, cast=cast),
         sample_naive(scene, subject, cast=cast),
-        sample_naive(scene, subject, cast=beside.MIXED),
+        sample_naive(scene, subject, cast=composition.MIXED),
     )
-    beside.assert_apart(found, expected, mixed)
+    composition.assert_apart(found, expected, mixed)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde"])
-@beside.CASTS
+@composition.CASTS
 def test_samplers_that_call_the_model_in_their_own_way_equal_the_value_table(sd15, sampler, cast):
     """`heun` calls it twice in most steps."""
     subject = sd15.subject()
@@ -53,10 +53,10 @@ def test_samplers_that_call_the_model_in_their_own_way_equal_the_value_table(sd1
     expected = sample_naive(sd15, subject, cast=cast, sampler=sampler)
     assert scenes.relative_difference(found, expected) < TOLERANCE
     euler = sample_naive(sd15, subject, cast=cast)
-    assert scenes.relative_difference(euler, expected) > beside.VISIBLE
+    assert scenes.relative_difference(euler, expected) > composition.VISIBLE
 
 
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 @pytest.mark.parametrize(
     "inputs, settings",
     [
@@ -79,7 +79,7 @@ def test_every_knob_equals_the_value_table(scene, cast, inputs, settings):
     assert scenes.relative_difference(found, expected) < TOLERANCE
 
 
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
 def test_every_value_norm_equals_the_value_table(family, cast, mode):
     scene = scenes.make_scene(family, value_norm=scenes.value_norm(mode, 1.5))
@@ -96,7 +96,7 @@ def test_two_subjects_of_a_batch_equal_the_value_table(scene, separation):
         scene,
         scene.bind(anna, "<anna>", "woman", token_weight=1.5),
         scene.bind(rex, "<rex>", "dog", strength=0.7, token_weight=0.5),
-        prompt=beside.APART.prompt,
+        prompt=composition.APART.prompt,
         separation=separation,
         batch=3,
     )
@@ -104,9 +104,9 @@ def test_two_subjects_of_a_batch_equal_the_value_table(scene, separation):
     slots = {1: naive_rex, 3: scene.naive(anna, token_weight=1.5), 5: naive_rex}
     expected = scene.sample_naively(
         reference.positive_only(slots, 3),
-        scene.encode(scene.clip, beside.APART.plain),
+        scene.encode(scene.clip, composition.APART.plain),
         scene.encode(scene.clip, NEGATIVE),
-        make_tables=NaiveOwners(separation),
+        make_tables=NaiveSeparation(separation),
         batch=3,
     )
     assert scenes.relative_difference(found, expected) < TOLERANCE
@@ -132,12 +132,12 @@ def test_a_bound_negative_prompt_equals_the_value_table(scene, separation):
         row_slots,
         scene.encode(scene.clip, PLAIN),
         scene.encode(scene.clip, "bad dog, no woman"),
-        make_tables=NaiveOwners(separation),
+        make_tables=NaiveSeparation(separation),
     )
     assert scenes.relative_difference(found, expected) < TOLERANCE
 
 
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 @pytest.mark.parametrize("size", [(64, 48), (37, 91), (5, 3)])
 def test_a_mask_equals_the_value_table_on_an_odd_latent(scene, cast, size):
     scene.height, scene.width = 14, 10
@@ -149,7 +149,7 @@ def test_a_mask_equals_the_value_table_on_an_odd_latent(scene, cast, size):
     assert scenes.relative_difference(found, expected) < TOLERANCE
 
 
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 def test_a_schedule_equals_the_value_table(scene, cast):
     subject = scene.subject()
     sampling = scene.model.get_model_object("model_sampling")
@@ -172,23 +172,23 @@ def test_a_schedule_equals_the_value_table(scene, cast):
         {"mask": torch.zeros(1, 8, 8), "token_weight": 4.0},
     ],
 )
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 def test_a_subject_without_effect_is_exactly_the_host(scene, cast, inputs):
     found = sample_bound(scene, scene.subject(), binding=inputs, cast=cast)
     assert torch.equal(found, _host(scene, cast))
 
 
 @pytest.mark.smoke
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 def test_a_prompt_without_bound_tokens_is_exactly_the_host(scene, cast):
-    bindings = beside.bindings(scene, scene.subject(), cast)
+    bindings = composition.bindings(scene, scene.subject(), cast)
     found = _sampled(scene, *bindings, prompt=cast.plain, separation=cast.separation)
     assert torch.equal(found, _host(scene, cast))
 
 
 @pytest.mark.smoke
 def test_a_single_subject_is_exactly_as_without_separation(scene):
-    bindings = beside.bindings(scene, scene.subject(), beside.APART)
+    bindings = composition.bindings(scene, scene.subject(), composition.APART)
     prompt = "<anna> and <anna>"
     found = _sampled(scene, *bindings, prompt=prompt, separation=1.0)
     assert torch.equal(found, _sampled(scene, *bindings, prompt=prompt))
@@ -241,18 +241,18 @@ def test_half_precision_stays_near_the_value_table(family, dtype, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)])
 def test_half_precision_keeps_subjects_apart_as_the_value_table_does(dtype, tolerance):
     """The sharp competition adds nothing to that rounding; more calls and attention to see it."""
-    scene, cast = scenes.make_scene("sd15", dtype), beside.APART
+    scene, cast = scenes.make_scene("sd15", dtype), composition.APART
     subject, louder, long = scene.subject(), {"token_weight": 8.0}, {"steps": 6, "sampler": "heun"}
     found = sample_bound(scene, subject, binding=louder, cast=cast, **long)
     expected, mixed = (
         sample_naive(scene, subject, settings=louder, cast=each, **long)
-        for each in (cast, beside.MIXED)
+        for each in (cast, composition.MIXED)
     )
     assert scenes.relative_difference(found, expected) < tolerance
     assert scenes.relative_difference(mixed, expected) > tolerance
 
 
-@beside.FAMILIES_AND_CASTS
+@composition.FAMILIES_AND_CASTS
 def test_fp8_weights_equal_the_value_table(family, cast):
     scene = scenes.make_scene(family, torch.float8_e4m3fn)
     subject = scene.subject()
@@ -287,7 +287,7 @@ class TestRowsDoNotInfluenceEachOther:
         for result in results[1:]:
             assert scenes.relative_difference(result, results[0]) < self.ROUNDING
 
-    @beside.FAMILIES_AND_CASTS
+    @composition.FAMILIES_AND_CASTS
     def test_cfg_one_runs_the_positive_prompt_alone(self, scene, cast):
         subject = scene.subject()
         found = sample_bound(scene, subject, cast=cast, cfg=1.0)

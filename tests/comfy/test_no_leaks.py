@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, MutableSequence, Set
 from dataclasses import fields
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
@@ -72,7 +72,10 @@ def test_apply_and_sampling_leave_their_inputs_alone(scene):
     assert (_patcher_state(given), _clip_state(scene.clip), _fields(binding)) == state
     applied = _patcher_state(model), _clip_state(clip)
 
-    positive, negative = scene.encode(clip, beside.PROMPT), scene.encode(clip, beside.NEGATIVE)
+    positive, negative = (
+        scene.encode(clip, composition.PROMPT),
+        scene.encode(clip, composition.NEGATIVE),
+    )
     conditionings = _snapshot([positive, negative])
     scene.sample(model, positive, negative)
     assert _snapshot([positive, negative]) == conditionings
@@ -110,7 +113,10 @@ class TestQueueingManyTimes:
         )  # a compiler's traces keep those of other tests
         subject, rex = sdxl.subject(0), sdxl.subject(1)
         kept, clip = sdxl.apply(sdxl.bind(subject))
-        positive, negative = sdxl.encode(clip, beside.PROMPT), sdxl.encode(clip, beside.NEGATIVE)
+        positive, negative = (
+            sdxl.encode(clip, composition.PROMPT),
+            sdxl.encode(clip, composition.NEGATIVE),
+        )
         picture = sdxl.sample(kept, positive, negative)
         registered = _num_registered(kept)
         counts = []
@@ -119,7 +125,7 @@ class TestQueueingManyTimes:
             again, clip = sdxl.apply(sdxl.bind(subject))
             cases = {
                 "nothing run again": (kept, positive),
-                "the prompt encoded again": (kept, sdxl.encode(clip, beside.PROMPT)),
+                "the prompt encoded again": (kept, sdxl.encode(clip, composition.PROMPT)),
                 "Apply run again": (again, positive),
             }
             name = list(cases)[nth % len(cases)]
@@ -137,9 +143,9 @@ class TestQueueingManyTimes:
     def _run_other_nodes(scene, nth, subject, rex):
         """What a user may do between two queues: strength, another subject, prompt, layers."""
         changes = [
-            lambda: ([scene.bind(subject, strength=0.1 + nth % 7 * 0.1)], beside.PROMPT),
+            lambda: ([scene.bind(subject, strength=0.1 + nth % 7 * 0.1)], composition.PROMPT),
             lambda: ([scene.bind(rex)], "<anna> " * (nth % 5)),
-            lambda: ([scene.bind(subject, sites="u")], beside.PROMPT),
+            lambda: ([scene.bind(subject, sites="u")], composition.PROMPT),
             lambda: ([scene.bind(subject), scene.bind(rex, "<rex>", "dog")], "<rex> and <anna>"),
         ]
         bindings, prompt = changes[nth % len(changes)]()
@@ -147,7 +153,7 @@ class TestQueueingManyTimes:
         if nth % 3:
             model = _foreign(model)
         scene.sample(
-            model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE), steps=1
+            model, scene.encode(clip, prompt), scene.encode(clip, composition.NEGATIVE), steps=1
         )
 
 
@@ -185,7 +191,7 @@ class TestManyDifferentGraphs:
         if number % 3 == 0:
             model, record = pack.run("RecordMaps", model=model)
         positive = scene.encode(clip, f"{tokens[0]} beside {tokens[1]} in picture {number}")
-        negative = scene.encode(clip, beside.NEGATIVE)
+        negative = scene.encode(clip, composition.NEGATIVE)
         if number % 6 == 5:  # interrupted
             model = model.clone()
             model.add_wrapper_with_key("diffusion_model", "interrupts", _interrupt)
@@ -240,10 +246,10 @@ class TestKeysAndValues:
         return sites
 
     @staticmethod
-    def _queue(scene, *bindings, prompt=beside.PROMPT):
+    def _queue(scene, *bindings, prompt=composition.PROMPT):
         model, clip = scene.apply(*bindings)
         return scene.sample(
-            model, scene.encode(clip, prompt), scene.encode(clip, beside.NEGATIVE), steps=1
+            model, scene.encode(clip, prompt), scene.encode(clip, composition.NEGATIVE), steps=1
         )
 
     def test_the_second_queue_projects_nothing(self, scene, projected):
@@ -256,7 +262,7 @@ class TestKeysAndValues:
         assert len(projected) == len(scene.sites)
 
     def test_a_prompt_without_the_token_projects_nothing(self, scene, projected):
-        self._queue(scene, scene.bind(), prompt=beside.PLAIN)
+        self._queue(scene, scene.bind(), prompt=composition.PLAIN)
         self._queue(scene, scene.bind(strength=0.0))
         assert projected == []
 
@@ -289,12 +295,14 @@ class TestKeysAndValues:
         other = Subject(one.tokens, twin, one.references, one.noun)
         pictures = [self._queue(scene, scene.bind(each)) for each in (one, other)]
         assert len(projected) == 2 * len(scene.sites)
-        assert scenes.relative_difference(*pictures) > beside.VISIBLE
+        assert scenes.relative_difference(*pictures) > composition.VISIBLE
 
     def test_they_go_with_the_subject(self, scene):
         subject = scene.subject()
         model, clip = scene.apply(scene.bind(subject))
-        conditionings = [scene.encode(clip, text) for text in (beside.PROMPT, beside.NEGATIVE)]
+        conditionings = [
+            scene.encode(clip, text) for text in (composition.PROMPT, composition.NEGATIVE)
+        ]
         scene.sample(model, *conditionings)
         (patcher,) = model.get_additional_models()
         (binding,) = clip.nested_bindings

@@ -14,7 +14,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prompts import (
+from text_encoders import (
     NOUNS,
     SLOTS,
     Clips,

@@ -21,7 +21,8 @@ from two_subjects import TOLERANCE, VISIBLE
 
 checkpoint = pack.module("nested_core.checkpoint")
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
-site_call = pack.module("nodes.bridge.model.site_call")
+site = pack.module("nested_core.call.site")
+site_call = pack.module("nodes.bridge.families.unet_site_call")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN, POSITION = "a drawing of <anna>", "a drawing of woman", 4
@@ -184,12 +185,12 @@ class TestBackends:
         keys_values = keys_values_of(sdxl, subject)
         active = SimpleNamespace(rows=slice(1, 3), keys_values=keys_values)
         bias = [math.log(weight) for weight in subject.weights or (1.0, 1.0)]
-        site = sdxl.sites[0]
+        place = sdxl.sites[0]
         query = torch.randn(4, 4, self.PIXELS, 16, generator=torch.Generator().manual_seed(2)) * 3
-        found = site_call._values(active, site, query)
+        found = site.values_of(active, place, query, site_call._host_attention)
         key, value = (
             each.double().unflatten(-1, (4, 16)).transpose(1, 2)
-            for each in subject.encoder.project(site, subject.tokens[None])
+            for each in subject.encoder.project(place, subject.tokens[None])
         )
         logits = query[1:3].double() @ key.mT / math.sqrt(16)
         logits += torch.tensor(bias, dtype=torch.float64).repeat_interleave(6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-import beside
+import composition
 import model_files
 import pack
 import pytest
@@ -15,10 +15,11 @@ import tiny
 import torch
 from two_subjects import VISIBLE
 
+evidence = pack.module("nested_core.call.evidence")
 sampling = pack.module("nodes.bridge.model.sampling")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
-PROMPT, PLAIN = beside.APART.prompt, beside.APART.plain
+PROMPT, PLAIN = composition.APART.prompt, composition.APART.plain
 ROUNDING = 1e-5  # batched matrix products sum in another order
 
 
@@ -55,9 +56,9 @@ class TestOff:
 
     def test_nobody_looks_on(self, scene, monkeypatch):
         watches = []
-        added_to = pack.module("nodes.bridge.model.site_call").SiteCall.added_to
+        added_to = pack.module("nodes.bridge.families.unet_site_call").SiteCall.added_to
         monkeypatch.setattr(
-            pack.module("nodes.bridge.model.site_call").SiteCall,
+            pack.module("nodes.bridge.families.unet_site_call").SiteCall,
             "added_to",
             lambda self, *args: watches.append(self.watch.wants_maps) or added_to(self, *args),
         )
@@ -107,7 +108,7 @@ def test_of_the_owners_that_masks_name_it_equals_the_value_table(scene, masked):
     )
     found = separated(scene, bindings)
     expected = _of_the_value_table(scene, anna, rex, left, others[masked])
-    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    assert scenes.relative_difference(found, expected) < composition.TOLERANCE
     unmasked = _of_the_value_table(scene, anna, rex, None, None)
     assert scenes.relative_difference(unmasked, expected) > VISIBLE
 
@@ -122,7 +123,7 @@ def test_of_a_subject_that_comes_later_it_equals_the_value_table(sd15):
         _of_the_value_table(sd15, anna, rex, window=window, steps=6)
         for window in ((start, 0.0), (float("inf"), 0.0))
     )
-    assert scenes.relative_difference(found, expected) < beside.TOLERANCE
+    assert scenes.relative_difference(found, expected) < composition.TOLERANCE
     assert scenes.relative_difference(at_once, expected) > VISIBLE
 
 
@@ -133,9 +134,11 @@ def _of_the_value_table(
         "<anna>": scene.naive(anna, mask=mask, window=window),
         "<rex>": scene.naive(rex, mask=mask_of_rex),
     }
-    slots = {place: naive[who] for who, places in beside.APART.places.items() for place in places}
+    slots = {
+        place: naive[who] for who, places in composition.APART.places.items() for place in places
+    }
     conditionings = [scene.encode(scene.clip, text) for text in (PLAIN, "bad")]
-    rows, tables = reference.positive_only(slots), beside.APART.naive_tables
+    rows, tables = reference.positive_only(slots), composition.APART.naive_tables
     return scene.sample_naively(rows, *conditionings, make_tables=tables, **options)
 
 
@@ -227,13 +230,13 @@ def test_apply_twice_keeps_the_greater_separation(scene):
 
 
 def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
-    place = pack.module("nodes.bridge.text.conditioning").Place(1, 0, 0, 0, 4, 3, 4, 3)
-    maps, device = sampling.SubjectMaps(), torch.device("cpu")
+    place = pack.module("nested_core.call.places").Place(1, 0, 0, 0, 4, 3, 4, 3)
+    maps, device = evidence.SubjectMaps(), torch.device("cpu")
     first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):
         maps._learn((place, 7), shown)
-    found = maps.evidence(place, [7], device)
-    torch.testing.assert_close(found, (0.9 * first + 0.1 * second)[None])
+    known = maps.evidence(place, [7], device)
+    torch.testing.assert_close(known, (0.9 * first + 0.1 * second)[None])
     assert maps.evidence(place, [7, 8], device) is None
     for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"left": 2}):
         assert maps.evidence(place._replace(**other), [7], device) is None
@@ -250,7 +253,7 @@ class TestNothingIsLeft:
 
     def test_what_a_sampling_has_seen_ends_with_it(self, sd15, monkeypatch):
         alive = []
-        for kind in (sampling.Sampling, sampling.SubjectMaps, sampling.CallWatch):
+        for kind in (sampling.Sampling, evidence.SubjectMaps, sampling.CallWatch):
             monkeypatch.setattr(kind, "__init__", _noting(alive, kind.__init__))
         model, clip = sd15.apply(*two(sd15), separation=1.0)
         conditionings = [sd15.encode(clip, text) for text in (PROMPT, "bad")]
@@ -280,7 +283,7 @@ def _noting(alive, initialise):
     return noting
 
 
-OTHER = beside.Cast("<anna>, <rex>", {"<anna>": (1,), "<rex>": (3,)}, separation=1.0)
+OTHER = composition.Cast("<anna>, <rex>", {"<anna>": (1,), "<rex>": (3,)}, separation=1.0)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m_sde"])
@@ -310,7 +313,7 @@ def test_everything_together_equals_the_value_table(sd15, sampler):
             positive=pack.run_host(
                 "ConditioningCombine", conditioning_1=in_area, conditioning_2=everywhere
             ),
-            negative=sd15.encode(clip, beside.NEGATIVE),
+            negative=sd15.encode(clip, composition.NEGATIVE),
             control_net=control,
             image=picture,
             strength=1.0,
@@ -319,14 +322,14 @@ def test_everything_together_equals_the_value_table(sd15, sampler):
         )
         return sd15.sample(model, positive, negative, batch=2, sampler=sampler)
 
-    anna, casts = sd15.subject(), (beside.APART, OTHER)
-    bound = sd15.apply(*beside.bindings(sd15, anna, beside.APART), separation=1.0)
+    anna, casts = sd15.subject(), (composition.APART, OTHER)
+    bound = sd15.apply(*composition.bindings(sd15, anna, composition.APART), separation=1.0)
     found = sampled_from(*with_lora(*bound), *(cast.prompt for cast in casts))
 
     model, clip = with_lora(sd15.model, sd15.clip)
     rows = reference.rows_reading(
         [
-            (sd15.encode(clip, cast.plain)[0][0], beside.naive_slots(sd15, anna, cast))
+            (sd15.encode(clip, cast.plain)[0][0], composition.naive_slots(sd15, anna, cast))
             for cast in casts
         ]
     )
@@ -336,6 +339,6 @@ def test_everything_together_equals_the_value_table(sd15, sampler):
             clip,
             *(each.plain for each in casts),
         )
-        for cast in (beside.APART, beside.MIXED)
+        for cast in (composition.APART, composition.MIXED)
     )
-    beside.assert_apart(found, expected, mixed)
+    composition.assert_apart(found, expected, mixed)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-import beside
-import foreign
+import composition
+import foreign_patches
 import pytest
 import scenes
 import torch
@@ -23,10 +23,10 @@ def _blocks(told):
 
 @functools.cache
 def expected(family, cast, told, masked=False, patched=False):
-    scene, cast = scenes.shared_scene(family), beside.BY_NAME[cast]
-    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {"mask": MASK} if masked else {}
-    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
+    slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
     see = {"place_of": lambda row, rows: WHOLE, "see": Cropped(scenes.SIZE)} if masked else {}
     table = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables, **see)
     base = _smaller if patched else None
@@ -34,23 +34,25 @@ def expected(family, cast, told, masked=False, patched=False):
 
 
 def _smaller(query, key, value, options):
-    return 0.7 * foreign.attention(query, key, value, {"n_heads": 8, "attn_precision": None})
+    return 0.7 * foreign_patches.attention(
+        query, key, value, {"n_heads": 8, "attn_precision": None}
+    )
 
 
 def _bound(family, alter, place="behind", cast="alone", **inputs):
     scene = scenes.shared_scene(family)
-    return beside.sample_bound(
-        scene, scene.subject(), alter, place, cast=beside.BY_NAME[cast], binding=inputs
+    return composition.sample_bound(
+        scene, scene.subject(), alter, place, cast=composition.BY_NAME[cast], binding=inputs
     )
 
 
 @pytest.mark.parametrize("told", blocks.TOLD)
-@beside.FAMILIES_AND_NAMES
+@composition.FAMILIES_AND_NAMES
 def test_subjects_act_beside_them_as_in_the_value_table(family, cast, told, caplog):
     right = expected(family, cast, told)
-    for place in beside.PLACES:
+    for place in composition.PLACES:
         found = _bound(family, _blocks(told), place, cast)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE, place
     assert not warnings_of(caplog)
 
 
@@ -58,37 +60,39 @@ def test_subjects_act_beside_them_as_in_the_value_table(family, cast, told, capl
 def test_without_a_bound_token_they_are_the_host_s(told):
     scene = scenes.shared_scene("sdxl")
     model, clip = scene.apply(scene.bind())
-    texts = (scene.encode(clip, each) for each in (beside.PLAIN, beside.NEGATIVE))
+    texts = (scene.encode(clip, each) for each in (composition.PLAIN, composition.NEGATIVE))
     found = scene.sample(_blocks(told)(model), *texts)
-    assert torch.equal(found, foreign.sample_host(scenes.shared_scene("sdxl"), _blocks(told)))
+    assert torch.equal(
+        found, foreign_patches.sample_host(scenes.shared_scene("sdxl"), _blocks(told))
+    )
 
 
 def test_patches_called_with_no_options_at_all():
     found = _bound("sd15", blocks.without_arguments)
     right = expected("sd15", "alone", "nothing")
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
 
 @pytest.mark.parametrize("told", ["only heads", "nothing", "no shapes"])
-@pytest.mark.parametrize("cast", beside.BY_NAME)
+@pytest.mark.parametrize("cast", composition.BY_NAME)
 def test_masks_find_their_grid_where_no_shape_is_told(cast, told):
     found = _bound("sd15", _blocks(told), cast=cast, mask=MASK)
     right = expected("sd15", cast, told, masked=True)
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert scenes.relative_difference(found, right) < composition.TOLERANCE
     without = expected("sd15", cast, told)
-    assert scenes.relative_difference(without, right) > beside.VISIBLE
+    assert scenes.relative_difference(without, right) > composition.VISIBLE
 
 
 @pytest.mark.parametrize("told", ["no precision", "nothing"])
 def test_a_replace_patch_within_them_is_the_base(told):
     def alter(model):
-        return foreign.put_on(
-            _blocks(told)(model), _smaller, foreign.sites_of(scenes.shared_scene("sd15"))
+        return foreign_patches.put_on(
+            _blocks(told)(model), _smaller, foreign_patches.sites_of(scenes.shared_scene("sd15"))
         )
 
     found = _bound("sd15", alter)
     right = expected("sd15", "alone", told, patched=True)
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
 
 def test_a_block_of_no_class_that_the_host_knows(caplog):
@@ -114,7 +118,7 @@ def test_a_block_of_no_class_that_the_host_knows(caplog):
 
     found = _bound("sd15", alter)
     right = expected("sd15", "alone", "only heads")
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert scenes.relative_difference(found, right) < composition.TOLERANCE
     assert not warnings_of(caplog)
 
 
@@ -126,12 +130,12 @@ def test_a_layer_with_a_forward_of_its_own_inside_such_a_block(told):
         return _blocks(told)(layers.as_object_patches(model, layers.scaled))
 
     scene = scenes.shared_scene("sd15")
-    texts = [scene.encode(scene.clip, each) for each in (beside.PLAIN, beside.NEGATIVE)]
-    slots = beside.naive_slots(scene, scene.subject(), beside.ALONE)
+    texts = [scene.encode(scene.clip, each) for each in (composition.PLAIN, composition.NEGATIVE)]
+    slots = composition.naive_slots(scene, scene.subject(), composition.ALONE)
     table = ValueTable(scene, [(texts[0][0][0], slots)])
     right = scene.sample(_blocks(told)(table.behind(scene.model, layers.scaled)), *texts)
     found = _bound("sd15", alter)
-    assert scenes.relative_difference(found, right) < beside.TOLERANCE
+    assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
 
 @pytest.mark.parametrize("told", ["no place", "nothing"])
@@ -140,6 +144,6 @@ def test_where_such_a_block_does_not_say_where_it_is_one_warning_does(told, capl
         return _blocks(told)(layers.as_object_patches(model, layers.scaled))
 
     found = _bound("sd15", alter)
-    assert torch.equal(found, foreign.sample_host(scenes.shared_scene("sd15"), alter))
+    assert torch.equal(found, foreign_patches.sample_host(scenes.shared_scene("sd15"), alter))
     (warning,) = warnings_of(caplog)
     assert "OwnForward" in warning

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import beside
+import composition
 import pytest
 import scenes
 import torch
@@ -27,11 +27,13 @@ def test_it_is_right_with_a_bound_token_and_the_host_s_with_it_without_one(scene
 
     model, clip = scene.apply(scene.bind())
     compiled, plain = as_compiled(alter(model)), as_compiled(alter(scene.model))
-    right = beside.sample_prompt(scene, alter(model), clip, beside.PROMPT)
-    host = beside.sample_prompt(scene, plain, clip, beside.PLAIN)
+    right = composition.sample_prompt(scene, alter(model), clip, composition.PROMPT)
+    host = composition.sample_prompt(scene, plain, clip, composition.PLAIN)
     for _ in range(2):  # each behind the other's traces
-        found = beside.sample_prompt(scene, compiled, clip, beside.PROMPT)
+        found = composition.sample_prompt(scene, compiled, clip, composition.PROMPT)
         assert scenes.relative_difference(found, right) < 1e-5
-        assert torch.equal(beside.sample_prompt(scene, compiled, clip, beside.PLAIN), host)
-    assert scenes.relative_difference(host, right) > beside.VISIBLE
+        assert torch.equal(
+            composition.sample_prompt(scene, compiled, clip, composition.PLAIN), host
+        )
+    assert scenes.relative_difference(host, right) > composition.VISIBLE
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-import beside
 import comfy.ldm.modules.attention
-import foreign
+import composition
+import foreign_patches
 import pytest
 import scenes
 import tiny
 import torch
 from stand_ins import layers
-from stand_ins.onlookers import Onlooker
+from stand_ins.observers import Observer
 from two_subjects import warnings_of
 from value_table import ValueTable
 
@@ -29,22 +29,22 @@ def _install(way, make, count=None):
     return lambda model: _more(make, layers.WAYS[way](model, make, count))
 
 
-def _bound(scene, alter, place="behind", cast=beside.ALONE, prompt=None, **binding):
+def _bound(scene, alter, place="behind", cast=composition.ALONE, prompt=None, **binding):
     """Sampled with our Apply; also where Apply's own bindings are made after the other pack came."""
     model = alter(scene.model) if place == "before" else scene.model
-    subjects = beside.bindings(scene, scene.subject(), cast, **binding)
+    subjects = composition.bindings(scene, scene.subject(), cast, **binding)
     model, clip = scene.apply(*subjects, model=model, separation=cast.separation)
     model = alter(model) if place == "behind" else model
-    texts = (prompt or cast.prompt, beside.NEGATIVE)
+    texts = (prompt or cast.prompt, composition.NEGATIVE)
     return scene.sample(model, *(scene.encode(clip, each) for each in texts))
 
 
 @functools.cache
 def expected(family, make, cast_name="alone", alter=None):
     """The value table behind such layers."""
-    scene, cast = scenes.shared_scene(family), beside.BY_NAME[cast_name]
-    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
-    slots = beside.naive_slots(scene, scene.subject(), cast)
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast_name]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
+    slots = composition.naive_slots(scene, scene.subject(), cast)
     table = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables)
     model = scene.model if alter is None else alter(scene.model)
     return scene.sample(_more(make, table.behind(model, make)), *texts)
@@ -56,21 +56,21 @@ def _scene(family):
 
 
 class TestAForwardOfItsOwn:
-    @beside.FAMILIES_AND_NAMES
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @composition.FAMILIES_AND_NAMES
+    @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("name", layers.MAKERS)
     def test_the_subjects_are_added_behind_it_and_it_runs_once(self, family, cast, name, place):
         scene, count = scenes.shared_scene(family), layers.Count()
         make = layers.MAKERS[name]
         alter = _install("object patches", make, count)
-        found = _bound(scene, alter, place, beside.BY_NAME[cast])
+        found = _bound(scene, alter, place, composition.BY_NAME[cast])
         right = expected(family, make, cast)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert count.calls == scene.steps * len(scene.sites)
-        bare = foreign.sample_host(scene, alter, beside.BY_NAME[cast].plain)
-        assert scenes.relative_difference(bare, right) > beside.VISIBLE
+        bare = foreign_patches.sample_host(scene, alter, composition.BY_NAME[cast].plain)
+        assert scenes.relative_difference(bare, right) > composition.VISIBLE
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("way", layers.WAYS)
     def test_in_whatever_way_it_came(self, way, place, caplog):
         count = layers.Count()
@@ -80,38 +80,38 @@ class TestAForwardOfItsOwn:
         assert count.calls == 2 * 11
         assert not warnings_of(caplog)
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("way", layers.WAYS)
     def test_without_a_bound_token_it_is_the_host_s_with_it(self, way, place):
         alter = _install(way, layers.scaled)
-        found = _bound(_scene("sdxl"), alter, place, prompt=beside.PLAIN)
-        assert torch.equal(found, foreign.sample_host(_scene("sdxl"), alter))
+        found = _bound(_scene("sdxl"), alter, place, prompt=composition.PLAIN)
+        assert torch.equal(found, foreign_patches.sample_host(_scene("sdxl"), alter))
 
-    @pytest.mark.parametrize("prompt", [beside.PLAIN, beside.PROMPT])
+    @pytest.mark.parametrize("prompt", [composition.PLAIN, composition.PROMPT])
     def test_the_class_s_forward_is_exchanged(self, prompt, monkeypatch):
         right, host = expected("sdxl", layers.scaled), CrossAttention.forward
-        plain = foreign.sample_host(_scene("sdxl"), _install("instances", layers.scaled))
+        plain = foreign_patches.sample_host(_scene("sdxl"), _install("instances", layers.scaled))
 
         def forward(self, x, context=None, value=None, mask=None, transformer_options=None):
             size = 1.0 if context is None else 0.6
             return size * host(self, x, context, value, mask, transformer_options or {})
 
         monkeypatch.setattr(CrossAttention, "forward", forward)
-        found = _bound(_scene("sdxl"), beside.unaltered, prompt=prompt)
-        if prompt == beside.PLAIN:
+        found = _bound(_scene("sdxl"), composition.unaltered, prompt=prompt)
+        if prompt == composition.PLAIN:
             assert torch.equal(found, plain)
         else:
-            assert scenes.relative_difference(found, right) < beside.TOLERANCE
+            assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
-    @pytest.mark.parametrize("prompt", [beside.PLAIN, beside.PROMPT])
+    @pytest.mark.parametrize("prompt", [composition.PLAIN, composition.PROMPT])
     def test_hooks_around_the_layer(self, prompt):
         scene = _scene("sdxl")
         found = _bound(scene, layers.by_hooks, prompt=prompt)
-        if prompt == beside.PLAIN:
-            assert torch.equal(found, foreign.sample_host(scene, beside.unaltered))
+        if prompt == composition.PLAIN:
+            assert torch.equal(found, foreign_patches.sample_host(scene, composition.unaltered))
         else:
             right = expected("sdxl", layers.hooked)
-            assert scenes.relative_difference(found, right) < beside.TOLERANCE
+            assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
     def test_only_some_layers(self):
         def some(layer):
@@ -126,16 +126,16 @@ class TestAForwardOfItsOwn:
             return model
 
         found = _bound(_scene("sd15"), alter)
-        assert scenes.relative_difference(found, expected("sd15", some)) < beside.TOLERANCE
-        assert scenes.relative_difference(expected("sd15", _own), found) > beside.VISIBLE
+        assert scenes.relative_difference(found, expected("sd15", some)) < composition.TOLERANCE
+        assert scenes.relative_difference(expected("sd15", _own), found) > composition.VISIBLE
 
     def test_a_replace_patch_bypasses_it_as_it_does_in_the_host(self):
         scene, count = _scene("sdxl"), layers.Count()
-        patch = foreign.Patch()
+        patch = foreign_patches.Patch()
 
         def alter(model):
             model = layers.as_object_patches(model, layers.scaled, count)
-            return foreign.put_on(model, patch, foreign.sites_of(scene)[:3])
+            return foreign_patches.put_on(model, patch, foreign_patches.sites_of(scene)[:3])
 
         _bound(scene, alter)
         assert len(patch.sites) == 2 * 3
@@ -155,17 +155,17 @@ class TestAForwardOfItsOwn:
             _scene("sdxl"), lambda m: alter(_install("object patches", layers.scaled)(m))
         )
         right = expected("sdxl", layers.scaled, alter=alter)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
 
 class TestLayersWithoutProjections:
-    @pytest.mark.parametrize("place", beside.PLACES)
-    @pytest.mark.parametrize("prompt", [beside.PLAIN, beside.PROMPT])
+    @pytest.mark.parametrize("place", composition.PLACES)
+    @pytest.mark.parametrize("prompt", [composition.PLAIN, composition.PROMPT])
     def test_they_stay_as_they_are_and_are_named_once(self, prompt, place, caplog):
         alter = _closed
         found = _bound(_scene("sdxl"), alter, place, prompt=prompt)
-        assert torch.equal(found, foreign.sample_host(_scene("sdxl"), alter))
-        if prompt == beside.PROMPT:
+        assert torch.equal(found, foreign_patches.sample_host(_scene("sdxl"), alter))
+        if prompt == composition.PROMPT:
             (warning,) = warnings_of(caplog)
             assert "ClosedLayer" in warning
 
@@ -173,34 +173,34 @@ class TestLayersWithoutProjections:
 class TestNothingOfOursStands:
     """Where no row of a call is bound, whoever looks on sees what the host shows without us."""
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("way", [None, "object patches"])
     def test_in_a_sampling_without_a_bound_token(self, way, place):
-        alter = beside.unaltered if way is None else _install(way, layers.scaled)
-        ours, hosts = Onlooker(), Onlooker()
-        _bound(_scene("sdxl"), lambda model: ours.on(alter(model)), place, prompt=beside.PLAIN)
-        foreign.sample_host(_scene("sdxl"), lambda model: hosts.on(alter(model)))
+        alter = composition.unaltered if way is None else _install(way, layers.scaled)
+        ours, hosts = Observer(), Observer()
+        _bound(_scene("sdxl"), lambda model: ours.on(alter(model)), place, prompt=composition.PLAIN)
+        foreign_patches.sample_host(_scene("sdxl"), lambda model: hosts.on(alter(model)))
         assert ours.seen == hosts.seen
         assert {place for place, *_ in ours.seen} == {"UNet", "patch", "replace-patch", "block"}
 
     def test_in_the_calls_that_run_without_the_bound_prompt(self):
         """A negative prompt of another length than can be batched runs by itself."""
-        scene, ours, hosts = _scene("sdxl"), Onlooker(), Onlooker()
+        scene, ours, hosts = _scene("sdxl"), Observer(), Observer()
         long = "blurry " * 500
         model, clip = scene.apply(scene.bind())
         model = ours.on(model)
-        scene.sample(model, scene.encode(clip, beside.PROMPT), scene.encode(clip, long))
+        scene.sample(model, scene.encode(clip, composition.PROMPT), scene.encode(clip, long))
         other = _scene("sdxl")
-        texts = (other.encode(other.clip, each) for each in (beside.PLAIN, long))
+        texts = (other.encode(other.clip, each) for each in (composition.PLAIN, long))
         other.sample(hosts.on(other.model), *texts)
         bare = [each for each in ours.seen if "nested_attention" not in each[1]]
         assert len(bare) == len(hosts.seen) / 2
         assert all(each in hosts.seen for each in bare)
 
     def test_after_a_binding_s_part_of_the_sampling(self):
-        scene, ours, hosts = _scene("sdxl"), Onlooker(), Onlooker()
+        scene, ours, hosts = _scene("sdxl"), Observer(), Observer()
         _bound(scene, ours.on, end_percent=0.1)
-        foreign.sample_host(_scene("sdxl"), hosts.on)
+        foreign_patches.sample_host(_scene("sdxl"), hosts.on)
         half = len(hosts.seen) // 2
         assert ours.seen[half:] == hosts.seen[half:]
         assert ours.seen[:half] != hosts.seen[:half]

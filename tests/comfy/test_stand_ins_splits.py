@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 
-import beside
-import foreign
+import composition
+import foreign_patches
 import pack
 import pytest
 import scenes
 import torch
-from naive_owners import NaiveOwners
-from stand_ins import splits, walks
+from reference_separation import NaiveSeparation
+from stand_ins import splits, unet_forwards
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
@@ -46,15 +46,15 @@ def _inside(model, split):
     return split.on(model)
 
 
-def expected(family, cast, split, mask=None, batch=1, install=walks.in_front):
+def expected(family, cast, split, mask=None, batch=1, install=unet_forwards.in_front):
     """The value table in the same split, every row with its picture's masks, cropped to its place."""
-    scene, cast = scenes.shared_scene(family), beside.BY_NAME[cast]
-    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {} if mask is None else {"mask": mask}
-    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
+    slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
     tables = None
     if cast.separation:
-        tables = NaiveOwners(cast.separation, _row_key(batch, split))
+        tables = NaiveSeparation(cast.separation, _row_key(batch, split))
     table = ValueTable(
         scene, [(texts[0][0][0], slots)], tables, _rows_place(split, batch), Cropped(scenes.SIZE)
     )
@@ -63,15 +63,15 @@ def expected(family, cast, split, mask=None, batch=1, install=walks.in_front):
     return scene.sample(model, *texts, batch=batch)
 
 
-def _bound(family, cast, split, mask=None, batch=1, place="behind", install=walks.in_front):
+def _bound(family, cast, split, mask=None, batch=1, place="behind", install=unet_forwards.in_front):
     scene = scenes.shared_scene(family)
     binding = {} if mask is None else {"mask": mask}
-    return beside.sample_bound(
+    return composition.sample_bound(
         scene,
         scene.subject(),
         lambda model: install(model, split),
         place,
-        cast=beside.BY_NAME[cast],
+        cast=composition.BY_NAME[cast],
         binding=binding,
         batch=batch,
     )
@@ -82,22 +82,22 @@ def _whole(family, cast, mask=None, batch=1):
     """Without a split."""
     scene = scenes.shared_scene(family)
     binding = {} if mask is None else {"mask": mask}
-    return beside.sample_bound(
-        scene, scene.subject(), cast=beside.BY_NAME[cast], binding=binding, batch=batch
+    return composition.sample_bound(
+        scene, scene.subject(), cast=composition.BY_NAME[cast], binding=binding, batch=batch
     )
 
 
 class TestRows:
     @pytest.mark.parametrize("parts", splits.PARTS)
     @pytest.mark.parametrize("kind", [splits.Rows, splits.RowsOfAll])
-    @pytest.mark.parametrize("cast", beside.BY_NAME)
+    @pytest.mark.parametrize("cast", composition.BY_NAME)
     def test_each_keeps_its_prompt_picture_and_mask(self, cast, kind, parts, caplog):
         whole = _whole("small", cast, MASKS, batch=3)
-        for place in beside.PLACES:
+        for place in composition.PLACES:
             found = _bound("small", cast, kind(splits.PARTS[parts]), MASKS, 3, place)
             assert scenes.relative_difference(found, whole) < 1e-5
         swapped = _whole("small", cast, MASKS_SWAPPED, batch=3)
-        assert scenes.relative_difference(swapped, whole) > beside.VISIBLE
+        assert scenes.relative_difference(swapped, whole) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @pytest.mark.parametrize("parts", ["one by one", "reversed"])
@@ -109,10 +109,10 @@ class TestRows:
         )
         sampled = []
         for alter in (
-            beside.unaltered,
-            lambda model: walks.in_front(model, splits.Rows(splits.PARTS[parts])),
+            composition.unaltered,
+            lambda model: unet_forwards.in_front(model, splits.Rows(splits.PARTS[parts])),
         ):
-            sampled.append(beside.sample_bound(scene, several, alter, batch=3))
+            sampled.append(composition.sample_bound(scene, several, alter, batch=3))
         assert scenes.relative_difference(*sampled) < 1e-5
 
     def test_a_text_that_was_exchanged_keeps_nobody(self, caplog):
@@ -126,8 +126,8 @@ class TestRows:
             return apply_model(x, t, **conditions)[: len(arguments["input"])]
 
         found = _bound("sdxl", "alone", exchange)
-        alter = functools.partial(walks.in_front, function=exchange)
-        assert torch.equal(found, foreign.sample_host(scenes.shared_scene("sdxl"), alter))
+        alter = functools.partial(unet_forwards.in_front, function=exchange)
+        assert torch.equal(found, foreign_patches.sample_host(scenes.shared_scene("sdxl"), alter))
         (warning,) = warnings_of(caplog)
         assert "4 rows" in warning
 
@@ -137,7 +137,7 @@ TILES = {
     "several sizes": lambda **inputs: splits.Tiles(splits.SEVERAL_SIZES, **inputs),
     "in one batch": lambda: splits.TilesInOneBatch(splits.SAME_SIZE),
     "in one batch, by row": lambda: splits.TilesInOneBatch(splits.SAME_SIZE, by_row=True),
-    "past the model": lambda: walks.CallsTheUNet(splits.SEVERAL_SIZES),
+    "past the model": lambda: unet_forwards.CallsTheUNet(splits.SEVERAL_SIZES),
 }
 
 
@@ -147,18 +147,18 @@ class TestTiles:
     def test_each_has_its_part_of_the_masks(self, family, cast, batch, name, caplog):
         masks = MASKS[:batch]
         right = expected(family, cast, TILES[name](), masks, batch)
-        for place in beside.PLACES:
+        for place in composition.PLACES:
             found = _bound(family, cast, TILES[name](), masks, batch, place)
-            assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
+            assert scenes.relative_difference(found, right) < composition.TOLERANCE, place
         squeezed = _bound(family, cast, TILES[name](), batch=batch)
-        assert scenes.relative_difference(squeezed, right) > beside.VISIBLE
+        assert scenes.relative_difference(squeezed, right) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     def test_subjects_kept_apart_without_masks(self, caplog):
         """Each tile has evidence of its own, or the one would hear of the other's places."""
         right = expected("sd15", "apart", TILES["same size"]())
         found = _bound("sd15", "apart", TILES["same size"]())
-        beside.assert_apart(found, right, _bound("sd15", "alone", TILES["same size"]()))
+        composition.assert_apart(found, right, _bound("sd15", "alone", TILES["same size"]()))
         assert not warnings_of(caplog)
 
     ALTERED = pytest.mark.parametrize(
@@ -183,17 +183,17 @@ class TestTiles:
         (warning,) = warnings_of(caplog)
         assert "masks and separation rest" in warning
         right = expected("sdxl", "alone", splits.Tiles(boxes, alter, back))
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
     def test_where_a_place_cannot_be_known_separation_rests(self, caplog):
         split = functools.partial(splits.Tiles, [(0, 0, 16, 12)], lambda x: x.roll(3, -1))
         found = _bound("sd15", "apart", split())
         (warning,) = warnings_of(caplog)
         assert "masks and separation rest" in warning
-        scene, cast = scenes.shared_scene("sd15"), beside.MIXED
+        scene, cast = scenes.shared_scene("sd15"), composition.MIXED
         subject = scene.subject()
-        mixed = beside.sample_bound(
-            scene, subject, lambda model: walks.in_front(model, split()), cast=cast
+        mixed = composition.sample_bound(
+            scene, subject, lambda model: unet_forwards.in_front(model, split()), cast=cast
         )
         assert torch.equal(found, mixed)
 
@@ -201,14 +201,14 @@ class TestTiles:
         split = functools.partial(splits.Tiles, splits.SAME_SIZE, lambda x: x.roll(3, -1))
         found = _bound("sdxl", "alone", split())
         right = expected("sdxl", "alone", split())
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert not warnings_of(caplog)
 
     def test_each_sampling_says_so_once(self, caplog):
         scene = scenes.shared_scene("sd15")
         model, clip = scene.apply(scene.bind(mask=MASK))
-        model = walks.in_front(model, splits.Tiles(splits.SAME_SIZE, lambda x: x * 1.001))
-        texts = [scene.encode(clip, each) for each in (beside.PROMPT, beside.NEGATIVE)]
+        model = unet_forwards.in_front(model, splits.Tiles(splits.SAME_SIZE, lambda x: x * 1.001))
+        texts = [scene.encode(clip, each) for each in (composition.PROMPT, composition.NEGATIVE)]
         for count in (1, 2, 3):
             scene.sample(model, *texts)
             assert len(warnings_of(caplog)) == count
@@ -231,12 +231,12 @@ class TestInsideTheUNet:
     def test_each_part_has_its_own_of_the_masks(self, family, cast, batch, name, caplog):
         masks, split = MASKS[:batch], INSIDE[name]()
         right = expected(family, cast, split, masks, batch, install=_inside)
-        for place in beside.PLACES:
+        for place in composition.PLACES:
             found = _bound(family, cast, INSIDE[name](), masks, batch, place, install=_inside)
-            assert scenes.relative_difference(found, right) < beside.TOLERANCE, place
+            assert scenes.relative_difference(found, right) < composition.TOLERANCE, place
         if name != "reversed":
             stretched = _bound(family, cast, INSIDE[name](), batch=batch, install=_inside)
-            assert scenes.relative_difference(stretched, right) > beside.VISIBLE
+            assert scenes.relative_difference(stretched, right) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @TestTiles.ALTERED
@@ -249,4 +249,4 @@ class TestInsideTheUNet:
         (warning,) = warnings_of(caplog)
         assert "masks and separation rest" in warning
         right = expected("sdxl", "alone", split(), install=_inside)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-import beside
+import composition
 import pytest
 import scenes
 import torch
@@ -60,7 +60,7 @@ class TestNegatedValues:
             )
         ]
 
-    def _sample(self, family, text, signs, order, negative=beside.NEGATIVE, make=None):
+    def _sample(self, family, text, signs, order, negative=composition.NEGATIVE, make=None):
         scene = shared_scene(family)
         double = negated_values.on_clip(scene.clip)
         texts = [scene.encode(double, each) for each in (plain_prompt(text), negative)]
@@ -85,45 +85,46 @@ class TestNegatedValues:
         host = scene.sample(negated_values.on_model(scene.model), *texts)
         return found, right, host
 
-    @pytest.mark.parametrize("order", beside.PLACES)
+    @pytest.mark.parametrize("order", composition.PLACES)
     @pytest.mark.parametrize("name", PROMPTS)
     @pytest.mark.parametrize("family", ["sd15", "sdxl"])
     def test_subjects_follow_their_tokens(self, family, name, order, caplog):
         found, right, host = self._sample(family, *PROMPTS[name], order)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
-        assert scenes.relative_difference(host, right) > beside.VISIBLE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
+        assert scenes.relative_difference(host, right) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     def test_beside_a_longer_prompt_both_are_repeated(self):
         text, signs = PROMPTS["on the bound token"]
         found, right, _ = self._sample("sd15", text, signs, "behind", "bad " * 100)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
     def test_where_layers_have_a_forward_of_their_own(self):
         text, signs = PROMPTS["on the bound token"]
         found, right, _ = self._sample("sd15", text, signs, "behind", make=layers.scaled)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
     @pytest.mark.parametrize("sign", [1, -1])
     def test_a_node_behind_the_text_encoder_is_followed(self, sign, caplog):
         scene, text = shared_scene("sd15"), "a <anna> in the rain"
         double = functools.partial(negated_values.on_conditioning, negated=[2] if sign < 0 else [])
         texts = [
-            double(scene.encode(scene.clip, each)) for each in (plain_prompt(text), beside.NEGATIVE)
+            double(scene.encode(scene.clip, each))
+            for each in (plain_prompt(text), composition.NEGATIVE)
         ]
         table = Halved(scene, self._known(scene, texts[0], {2: sign}))
         model = negated_values.on_model(scene.model)
         right = scene.sample(table.on_patches(model), *texts)
         model, clip = scene.apply(scene.bind(), model=model)
         found = scene.sample(
-            model, *(double(scene.encode(clip, each)) for each in (text, beside.NEGATIVE))
+            model, *(double(scene.encode(clip, each)) for each in (text, composition.NEGATIVE))
         )
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert (
             scenes.relative_difference(
                 scene.sample(negated_values.on_model(scene.model), *texts), right
             )
-            > beside.VISIBLE
+            > composition.VISIBLE
         )
         assert not warnings_of(caplog)
 
@@ -131,12 +132,12 @@ class TestNegatedValues:
         """Every word is said twice then, and the host reads both."""
         scene, text = shared_scene("sd15"), "a <anna> in the rain"
         double = negated_values.on_clip(scene.clip)
-        texts = [scene.encode(double, each) for each in (plain_prompt(text), beside.NEGATIVE)]
+        texts = [scene.encode(double, each) for each in (plain_prompt(text), composition.NEGATIVE)]
         table = ValueTable(scene, [(texts[0][0][0], {4: scene.naive(scene.subject())})])
         right = scene.sample(table.on_patches(scene.model), *texts)
         model, clip = scene.apply(scene.bind(), clip=double)
-        found = scene.sample(model, *(scene.encode(clip, e) for e in (text, beside.NEGATIVE)))
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        found = scene.sample(model, *(scene.encode(clip, e) for e in (text, composition.NEGATIVE)))
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
 
     def test_without_the_text_encoder_s_side_it_is_the_host_s_and_said_once(self, caplog):
         """Half of the tokens are dropped then."""
@@ -160,14 +161,14 @@ class TestTextNodes:
         plain_clip = scene.clip if clip is None else clip
         prompts = [
             encode(plain_clip, plain_prompt(text)),
-            scene.encode(scene.clip, beside.NEGATIVE),
+            scene.encode(scene.clip, composition.NEGATIVE),
         ]
         plain = scene.sample(scene.model, *prompts)
         if known is not None:
             subject = scene.naive(scene.subject())
             table = ValueTable(scene, [(prompts[0][0][0], dict.fromkeys(known, subject))])
             right = scene.sample(table.on_patches(scene.model), *prompts)
-            assert scenes.relative_difference(plain, right) > beside.VISIBLE
+            assert scenes.relative_difference(plain, right) > composition.VISIBLE
         model, bound = scene.apply(scene.bind(), clip=clip)
         positive = encode(bound, text)
         assert torch.equal(positive[0][0], prompts[0][0][0])
@@ -184,7 +185,7 @@ class TestTextNodes:
 
     def test_one_that_changes_the_context_keeps_it_and_it_is_said(self, caplog):
         found, right = self._sample(texts.weighed_with_extras, known=[2])
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         (warning,) = warnings_of(caplog)
         assert "is not the prompt in which <anna> was bound" in warning
 
@@ -192,7 +193,7 @@ class TestTextNodes:
     def test_a_word_that_is_cut_out_is_noticed(self, mixed, caplog):
         encode = functools.partial(texts.cut, place=5, mixed=mixed)
         found, right = self._sample(encode, known=[2])
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         (warning,) = warnings_of(caplog)
         assert "is not the prompt in which <anna> was bound" in warning
 
@@ -204,7 +205,7 @@ class TestTextNodes:
 
     def test_parts_side_by_side_keep_the_first_one_s(self, caplog):
         found, right = self._sample(texts.in_parts, "a <anna> BREAK in the rain", [2])
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert not warnings_of(caplog)
 
     def test_parts_side_by_side_miss_the_others(self, caplog):
@@ -224,5 +225,5 @@ class TestTextNodes:
     def test_a_clip_of_its_own_kind_is_kept(self, caplog):
         clip = texts.as_own_clip(shared_scene("sd15").clip)
         found, right = self._sample(shared_scene("sd15").encode, "a (<anna>:1.4)", [2], clip)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert not warnings_of(caplog)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import beside
+import composition
 import pack
 import pytest
 import scenes
 import torch
-from naive_owners import NaiveOwners
+from reference_separation import NaiveSeparation
 from stand_ins.windows import Windows
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
@@ -39,12 +39,12 @@ def _core(**inputs):
 
 
 def _bound(
-    family, cast, alter=beside.unaltered, place="behind", subject=None, batch=BATCH, **inputs
+    family, cast, alter=composition.unaltered, place="behind", subject=None, batch=BATCH, **inputs
 ):
     scene = scenes.shared_scene(family)
     subject = scene.subject() if subject is None else subject
-    return beside.sample_bound(
-        scene, subject, alter, place, cast=beside.BY_NAME[cast], batch=batch, binding=inputs
+    return composition.sample_bound(
+        scene, subject, alter, place, cast=composition.BY_NAME[cast], batch=batch, binding=inputs
     )
 
 
@@ -79,7 +79,7 @@ class TestPictures:
     """Each is drawn by itself: windows that overlap weigh equal results."""
 
     @pytest.mark.parametrize("name", OVERLAPPING)
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_each_keeps_its_subject_and_its_mask(self, name, place, caplog):
         """One subject for each picture, and one mask."""
         whole = _whole(with_masks=True)
@@ -88,7 +88,7 @@ class TestPictures:
         assert scenes.relative_difference(found, whole) < ROUNDING
         others = _bound("small", "alone")
         assert scenes.relative_difference(_whole(with_masks=False)[:1], others[:1]) < ROUNDING
-        assert scenes.relative_difference(others[4:], whole[4:]) > beside.VISIBLE
+        assert scenes.relative_difference(others[4:], whole[4:]) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @pytest.mark.parametrize(
@@ -100,23 +100,25 @@ class TestPictures:
         ],
         ids=["core", "told", "not told"],
     )
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_each_keeps_its_evidence(self, alter, place, caplog):
         """Where every picture is in one window, subjects learn as they do in the whole batch."""
         scene = scenes.shared_scene("small")
         whole = _bound("small", "apart")
         found = _bound("small", "apart", alter, place)
-        mixed = beside.sample_bound(scene, scene.subject(), cast=beside.MIXED, batch=BATCH)
-        beside.assert_apart(found, whole, mixed)
+        mixed = composition.sample_bound(
+            scene, scene.subject(), cast=composition.MIXED, batch=BATCH
+        )
+        composition.assert_apart(found, whole, mixed)
         assert not warnings_of(caplog)
 
 
 def _table(alter, place_of, cast="alone", batch=BATCH, row_key=None, family="sdxl", mask=MASKS):
-    scene, cast = scenes.shared_scene(family), beside.BY_NAME[cast]
-    texts = [scene.encode(scene.clip, each) for each in (cast.plain, beside.NEGATIVE)]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
+    texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {} if mask is None else {"mask": mask}
-    slots = beside.naive_slots(scene, scene.subject(), cast, **settings)
-    owners = NaiveOwners(cast.separation, row_key) if cast.separation else None
+    slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
+    owners = NaiveSeparation(cast.separation, row_key) if cast.separation else None
     table = ValueTable(scene, [(texts[0][0][0], slots)], owners, see=Cropped(scenes.SIZE))
     table.place_of = lambda row, rows: place_of(_indices(table.options), row, rows)
     return scene.sample(alter(table.on_patches(scene.model)), *texts, batch=batch)
@@ -135,7 +137,7 @@ def _indices(options):
 class TestWindowsThatOneMustKnow:
     """Here ComfyUI's own results differ from the whole batch's: the table knows the window."""
 
-    @pytest.mark.parametrize("place", beside.PLACES)
+    @pytest.mark.parametrize("place", composition.PLACES)
     def test_pictures_that_stay_in_every_window(self, place, caplog):
         alter = _core(latent_retain_index_list="0, 1")
 
@@ -149,9 +151,9 @@ class TestWindowsThatOneMustKnow:
 
         right = _table(alter, where)
         found = _bound("sdxl", "alone", alter, place, mask=MASKS)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         whole = _bound("sdxl", "alone", mask=MASKS)
-        assert scenes.relative_difference(whole, found) > beside.VISIBLE
+        assert scenes.relative_difference(whole, found) > composition.VISIBLE
         assert not warnings_of(caplog)
 
     @pytest.mark.parametrize("alter", [_core(), OVERLAPPING["looped"]], ids=["static", "looped"])
@@ -173,8 +175,10 @@ class TestWindowsThatOneMustKnow:
         scene = scenes.shared_scene("small")
         right = _table(alter, where, "apart", row_key=key, family="small", mask=None)
         found = _bound("small", "apart", alter)
-        mixed = beside.sample_bound(scene, scene.subject(), alter, cast=beside.MIXED, batch=BATCH)
-        beside.assert_apart(found, right, mixed)
+        mixed = composition.sample_bound(
+            scene, scene.subject(), alter, cast=composition.MIXED, batch=BATCH
+        )
+        composition.assert_apart(found, right, mixed)
 
     @pytest.mark.parametrize(
         "inputs",
@@ -200,7 +204,7 @@ class TestWindowsThatOneMustKnow:
         mask = MASKS[:1]
         right = _table(alter, where, cast, 1, key, mask=mask)
         found = _bound("sdxl", cast, alter, batch=1, mask=mask)
-        assert scenes.relative_difference(found, right) < beside.TOLERANCE
+        assert scenes.relative_difference(found, right) < composition.TOLERANCE
         stretched = _bound("sdxl", cast, alter, batch=1)
-        assert scenes.relative_difference(stretched, right) > beside.VISIBLE
+        assert scenes.relative_difference(stretched, right) > composition.VISIBLE
         assert not warnings_of(caplog)

@@ -14,7 +14,7 @@ import reference
 import scenes
 import tiny
 import torch
-from prompts import lora_file, slots_of, with_nouns
+from text_encoders import lora_file, slots_of, with_nouns
 from two_subjects import warnings_of
 
 

@@ -18,8 +18,8 @@ pytest.importorskip("accelerate")
 from pack import ROOT
 
 sys.path += [str(ROOT), str(ROOT / "demo")]
-from random_world import random_weights
 from tiny_world import models, world
+from tiny_world_weights import random_weights
 
 from lab import evaluate
 from lab.ablations import decoupled, training
@@ -152,7 +152,7 @@ def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weight
     host = training.DecoupledHost(weights)
     tokens = studio.encode_subject(encoder, subject.photograph).tokens
     keys_values = {site.path: encoder.project(site, tokens[None]) for site in encoder.site_dims}
-    text = host.encode_captions([Caption(prompt.caption(SUBJECT), kind)], [])
+    text = host.encode_captions([Caption(prompt.caption([SUBJECT]), kind)], [])
     noisy, sigma = torch.from_numpy(prompt.noise(1, 48, 8, 8)), torch.tensor([0.7])
     subjects = NestedSubjects(keys_values, text.positions, ValueNorm())
     told = host.schedule.timesteps(sigma)
@@ -186,7 +186,7 @@ def test_scores_are_those_computed_by_hand() -> None:
 
 def test_a_subject_in_the_wrong_style_disobeys() -> None:
     subject = held_out_subject(0, 0)
-    pictures = np.stack([prompt.target_in_style("photo") for prompt in subject.prompts])
+    pictures = np.stack([prompt.in_style("photo").target for prompt in subject.prompts])
     obeyed = measure([subject], pictures[None]).style_obeyed[0]
     assert obeyed.tolist() == [float(style == "photo") for style in world.STYLES]
 
@@ -216,7 +216,7 @@ def test_identities_are_their_own_whatever_the_number() -> None:
     assert len(noises) == 12
     for prompt, style in zip(first.prompts, world.STYLES, strict=True):
         assert prompt.scene.style == style
-        assert not set(prompt.caption("<s0>").split()) & set(world.PALETTE)
+        assert not set(prompt.caption(["<s0>"]).split()) & set(world.PALETTE)
         assert set(prompt.full_caption().split()) & set(world.PALETTE)
 
 

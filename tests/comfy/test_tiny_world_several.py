@@ -14,8 +14,8 @@ pytest.importorskip("accelerate")
 from pack import ROOT
 
 sys.path += [str(ROOT), str(ROOT / "demo")]
-from random_world import random_weights
 from tiny_world import world
+from tiny_world_weights import random_weights
 
 from lab import evaluate
 from lab.ablations import open_base

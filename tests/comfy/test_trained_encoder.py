@@ -27,7 +27,8 @@ from nested_core.training.diffusers_model import DiffusersModel
 from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
 
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
-site_call = pack.module("nodes.bridge.model.site_call")
+plan = pack.module("nested_core.call.plan")
+site_call = pack.module("nodes.bridge.families.unet_site_call")
 TOKENIZER = Path(os.environ["NESTED_ATTENTION_HOST"], "comfy", "sd1_tokenizer")
 
 
@@ -104,10 +105,11 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
         subject, trained.sites, torch.device("cpu"), torch.float32
     ).model
     rows = slice(0, 2)
-    active = site_call.ActiveSubject(binding, keys_values, frozenset(trained.sites), rows)
-    occurrence = site_call.TokenOccurrence(active, torch.full((2,), position), rows)
-    group = site_call.RowGroup(rows, (0, 1), (occurrence,))
-    call = site_call.SiteCall(2, words, {}, pytest.fail, subjects=(active,), groups=(group,))
+    active = plan.ActiveSubject(binding, keys_values, frozenset(trained.sites), rows)
+    occurrence = plan.TokenOccurrence(active, torch.full((2,), position), rows)
+    group = plan.RowGroup(rows, (0, 1), (occurrence,))
+    planned = plan.CallPlan(2, words, subjects=(active,), groups=(group,))
+    call = site_call.SiteCall(planned, {}, pytest.fail)
     subjects = _subjects(trained, subject, 2, position)
     for number, site in enumerate(trained.sites):
         inner, heads = trained.encoder.site_dims[site], 4
@@ -134,7 +136,7 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
 
 
 def _plain_site(site):
-    from nested_core.sites import AttentionSite
+    from nested_core.families.unet_sites import AttentionSite
 
     return AttentionSite(*site)
 

@@ -1,4 +1,4 @@
-"""The value table beside whatever stands at a site: what a foreign layer, block or walk must add to.
+"""The value table beside whatever stands at a site: what a foreign layer, block or forward must add to.
 
 `reference.attend` reads from the options where it is. Another pack's block says little, and its tiles
 are not the batch: so this one looks at what the UNet is called with, and tells the reference.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import foreign
+import foreign_patches
 import reference
 import torch
 from comfy.ldm.modules.attention import CrossAttention, optimized_attention
@@ -55,7 +55,7 @@ class ValueTable:
             "activations_shape": [len(query), 1, *_grid(self._shape[-2:], query.shape[1])],
         }
         table = reference.attend(query, key, value, options, self._rows, self._make_tables)
-        return table - foreign.attention(query, key, value, options)
+        return table - foreign_patches.attention(query, key, value, options)
 
     def slots_of(self, context):
         """The subjects of a row that reads this text, by their places among the layer's keys."""

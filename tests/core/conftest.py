@@ -17,8 +17,8 @@ from nested_core.checkpoint import load_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from nested_core.encoder import Encoder
 from nested_core.errors import CheckpointError
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.resampler import ResamplerExtras
-from nested_core.sites import AttentionSite
 from nested_core.subject import Subject
 
 sys.path.append(str(Path(__file__).parent))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nested_core.encoder import Encoder
-from nested_core.sites import AttentionSite
+from nested_core.families.unet_sites import AttentionSite
 
 Tensors = dict[str, Tensor]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from tensors import random
 
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.maps import MapRecord, RecordPlan, SiteMap, ValuePicture
-from nested_core.sites import AttentionSite
 
 FINE, COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
 

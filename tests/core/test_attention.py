@@ -6,71 +6,19 @@ import math
 
 import pytest
 import torch
+from delta_reference import bound_token, by_value_table, plain, random_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensors import random
-from torch import Tensor
 
 from nested_core import attention
-from nested_core.attention import BoundToken, ValueNorm
-
-
-def _layer(batch=2, heads=3, pixels=7, text_tokens=5, head_dim=4, seed=0):
-    query = random(batch, heads, pixels, head_dim, seed=seed)
-    key, value = (random(batch, heads, text_tokens, head_dim, seed=seed + i) for i in (1, 2))
-    return query, key, value
-
-
-def _by_value_table(query, key, value, tokens, separation=None):
-    """One value per pixel and text token, in float64: the paper's sentence, word for word.
-
-    Separated, a competing token offers what the owners of each pixel would offer in its place.
-    """
-    query, key, value = (each.double() for each in (query, key, value))
-    logits = query @ key.mT / math.sqrt(query.shape[-1])
-    table = value[:, :, None].repeat(1, 1, query.shape[2], 1, 1)
-    for token in tokens:
-        for row, position in enumerate(token.position.tolist()):
-            text = value[row, :, position][:, None]
-            m, star = _region_and_star(token, value, row)
-            offered = text + token.strength * m * (star - text)
-            if token.share is not None:
-                owners = text.expand_as(star).clone()
-                for other in (each for each in tokens if each.share is not None):
-                    _, star_t = _region_and_star(other, value, row)
-                    share = other.share[row].double()
-                    owners += share * other.strength * other.presence * (star_t - text)
-                taken = 0.0 if separation is None else separation[row].double()
-                offered = (1 - taken) * offered + taken * owners
-            table[row, :, :, position] = offered
-            logits[row, :, :, position] += m[..., 0] * math.log(token.token_weight)
-    return torch.einsum("bhpt,bhptd->bhpd", logits.softmax(-1), table)
-
-
-def _region_and_star(token, value, row):
-    """m(q) and the normed v*(q) of one row, in float64."""
-    text = value[row, :, token.position[row]][:, None]
-    star = token.values[row].double()
-    if token.value_norm.mode != "none":
-        dims = (-1,) if token.value_norm.mode == "per_head" else (0, 2)
-        length = star.norm(dim=dims, keepdim=True)
-        star = token.value_norm.scale * text.norm(dim=dims, keepdim=True) * star / length
-    region = torch.ones(1, 1, 1, 1) if token.region is None else token.region
-    return token.presence * region[row % len(region)].double(), star
-
-
-def _plain(query, key, value):
-    return _by_value_table(query, key, value, [])
+from nested_core.attention import ValueNorm
 
 
 def _assert_equals_table(query, key, value, tokens, separation=None):
     delta = attention.replacement_delta(query, key, value, tokens, separation=separation)
-    expected = _by_value_table(query, key, value, tokens, separation)
-    torch.testing.assert_close((_plain(query, key, value) + delta), expected, rtol=1e-5, atol=1e-5)
-
-
-def _token(values: Tensor, position: list[int], mode="per_head", **settings) -> BoundToken:
-    return BoundToken(torch.tensor(position), values, ValueNorm(mode, 1.5), **settings)
+    expected = by_value_table(query, key, value, tokens, separation)
+    torch.testing.assert_close((plain(query, key, value) + delta), expected, rtol=1e-5, atol=1e-5)
 
 
 @given(
@@ -88,7 +36,7 @@ def _token(values: Tensor, position: list[int], mode="per_head", **settings) -> 
 def test_the_delta_equals_the_value_table(
     batch, heads, pixels, text_tokens, head_dim, mode, strengths, weights, data
 ):
-    query, key, value = _layer(batch, heads, pixels, text_tokens, head_dim)
+    query, key, value = random_layer(batch, heads, pixels, text_tokens, head_dim)
     tokens = []
     for index, (strength, weight) in enumerate(zip(strengths, weights, strict=True)):
         # Two tokens of one row never share a position.
@@ -97,7 +45,7 @@ def test_the_delta_equals_the_value_table(
         masked = data.draw(st.booleans())
         region = torch.rand(batch, 1, pixels, 1, generator=torch.Generator().manual_seed(index))
         tokens.append(
-            _token(
+            bound_token(
                 random(batch, heads, pixels, head_dim, seed=10 + index),
                 position,
                 mode,
@@ -116,7 +64,7 @@ def test_nested_values_read_the_subject_token_that_the_query_asks_for():
 
 
 def test_nested_values_scale_by_the_square_root_of_the_head_width():
-    query, key, value = _layer(1, 1, 3, 4, 16)
+    query, key, value = random_layer(1, 1, 3, 4, 16)
     weights = (query @ key.mT / 4).softmax(-1)
     torch.testing.assert_close(attention.nested_values(query, key, value), weights @ value)
 
@@ -171,32 +119,32 @@ class TestExactlyNothing:
         ],
     )
     def test_without_strength_or_region(self, settings):
-        query, key, value = _layer()
-        token = _token(random(2, 3, 7, 4, seed=9), [1, 4], **settings)
+        query, key, value = random_layer()
+        token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], **settings)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta, torch.zeros_like(query))
 
     def test_for_pixels_outside_the_region(self):
-        query, key, value = _layer()
+        query, key, value = random_layer()
         region = torch.zeros(2, 1, 7, 1)
         region[:, :, 3] = 1.0
-        token = _token(random(2, 3, 7, 4, seed=9), [1, 4], region=region)
+        token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], region=region)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta[:, :, :3], torch.zeros(2, 3, 3, 4))
         assert bool((delta[:, :, 3] != 0).all())
 
 
 def test_several_subjects_add():
-    query, key, value = _layer()
-    first, second = (_token(random(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
+    query, key, value = random_layer()
+    first, second = (bound_token(random(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
     both = attention.replacement_delta(query, key, value, [first, second])
     alone = [attention.replacement_delta(query, key, value, [token]) for token in (first, second)]
     torch.testing.assert_close(both, sum(alone))
 
 
 def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
-    query, key, value = _layer(pixels=29)
-    token = _token(random(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
+    query, key, value = random_layer(pixels=29)
+    token = bound_token(random(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
     whole = attention.replacement_delta(query, key, value, [token])
     monkeypatch.setattr(attention, "_MAX_TABLE_ELEMENTS", 2 * 3 * 5 * 4)
     pieces = attention.replacement_delta(query, key, value, [token])
@@ -206,22 +154,22 @@ def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_half_precision_inputs_are_computed_in_float32(dtype, tolerance):
     """Tolerance: the rounding of the inputs themselves."""
-    query, key, value = (each.to(dtype) for each in _layer())
+    query, key, value = (each.to(dtype) for each in random_layer())
     values = random(2, 3, 7, 4, seed=9).to(dtype)
-    delta = attention.replacement_delta(query, key, value, [_token(values, [1, 4])])
+    delta = attention.replacement_delta(query, key, value, [bound_token(values, [1, 4])])
     assert delta.dtype == torch.float32
     exact = attention.replacement_delta(
-        *(each.float() for each in (query, key, value)), [_token(values.float(), [1, 4])]
+        *(each.float() for each in (query, key, value)), [bound_token(values.float(), [1, 4])]
     )
     torch.testing.assert_close(delta, exact, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 4, 1])
 def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
-    query, key, value = _layer(pixels=29)
+    query, key, value = random_layer(pixels=29)
     positions = [[1, 4], [0, 2], [3, 3]]
     tokens = [
-        _token(random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
+        bound_token(random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
         for each in positions
     ]
     seen = torch.full((2, 3, 29), math.nan)
@@ -234,19 +182,19 @@ def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
 
 
 def test_looking_on_changes_nothing():
-    query, key, value = _layer()
-    token = _token(random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
+    query, key, value = random_layer()
+    token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
     found = attention.replacement_delta(query, key, value, [token], torch.empty(2, 1, 7))
     assert torch.equal(found, attention.replacement_delta(query, key, value, [token]))
 
 
 def test_presence_is_a_region_of_that_much_everywhere():
-    query, key, value = _layer()
+    query, key, value = random_layer()
     settings = {"strength": 0.8, "token_weight": 3.0}
     values = random(2, 3, 7, 4, seed=9)
-    present = _token(values, [1, 4], presence=0.4, **settings)
+    present = bound_token(values, [1, 4], presence=0.4, **settings)
     _assert_equals_table(query, key, value, [present])
-    everywhere = _token(values, [1, 4], region=torch.full((2, 1, 7, 1), 0.4), **settings)
+    everywhere = bound_token(values, [1, 4], region=torch.full((2, 1, 7, 1), 0.4), **settings)
     deltas = [
         attention.replacement_delta(query, key, value, [each]) for each in (present, everywhere)
     ]
@@ -255,10 +203,10 @@ def test_presence_is_a_region_of_that_much_everywhere():
 
 @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
 def test_blended_values_are_the_column_of_the_value_table(mode):
-    _, _, value = _layer()
+    _, _, value = random_layer()
     region = torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(2))
     settings = {"strength": 1.4, "presence": 0.7, "region": region, "token_weight": 5.0}
-    token = _token(random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
+    token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
     found = attention.blended_values(token, value.half())
     assert found.dtype == torch.float32
     exact = value.half().double()
@@ -281,7 +229,12 @@ class TestSeparation:
         shares = shares / shares.sum(dim=0)
         positions = [[1, 4], [0, 2], [3, 3]]
         return [
-            _token(random(2, 3, pixels, 4, seed=9 + n), positions[n], share=shares[n], **settings)
+            bound_token(
+                random(2, 3, pixels, 4, seed=9 + n),
+                positions[n],
+                share=shares[n],
+                **settings,
+            )
             for n in range(number)
         ]
 
@@ -296,18 +249,18 @@ class TestSeparation:
             {"region": torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(5))},
         ]
         tokens = [
-            _token(each.values, each.position.tolist(), mode, share=each.share, **settings)
+            bound_token(each.values, each.position.tolist(), mode, share=each.share, **settings)
             for each, settings in zip(self._competitors(), knobs, strict=True)
         ]
-        _assert_equals_table(*_layer(), tokens, separation)
+        _assert_equals_table(*random_layer(), tokens, separation)
 
-    def test_owned_pixels_hear_their_owner_from_every_token(self):
+    def test_owned_pixels_hear_their_owner_from_everybound_token(self):
         """The attention to both tokens, times the owner's value."""
-        query, key, value = _layer(batch=1, heads=1)
+        query, key, value = random_layer(batch=1, heads=1)
         share = torch.zeros(2, 1, 1, 7, 1)
         share[0, :, :, :3], share[1, :, :, 3:] = 1.0, 1.0
         tokens = [
-            _token(random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
+            bound_token(random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
             for n in range(2)
         ]
         found = attention.replacement_delta(
@@ -320,10 +273,10 @@ class TestSeparation:
         torch.testing.assert_close(found[0, 0], expected)
 
     def test_none_is_exactly_no_shares(self):
-        layer = _layer()
+        layer = random_layer()
         with_shares = self._competitors(token_weight=2.0, strength=0.9)
         without = [
-            _token(
+            bound_token(
                 each.values,
                 each.position.tolist(),
                 token_weight=each.token_weight,
@@ -335,9 +288,9 @@ class TestSeparation:
         assert torch.equal(found, attention.replacement_delta(*layer, without))
 
     def test_a_token_that_does_not_compete_keeps_its_own_value(self):
-        query, key, value = _layer()
+        query, key, value = random_layer()
         one, other, third = self._competitors()
-        beside = _token(third.values, third.position.tolist(), strength=1.3, token_weight=2.0)
+        beside = bound_token(third.values, third.position.tolist(), strength=1.3, token_weight=2.0)
         _assert_equals_table(query, key, value, [one, beside, other], _everywhere(1.0))
         alone = attention.replacement_delta(
             query, key, value, [beside], separation=_everywhere(1.0)
@@ -345,15 +298,15 @@ class TestSeparation:
         assert torch.equal(alone, attention.replacement_delta(query, key, value, [beside]))
 
     def test_the_only_owner_of_everything_changes_nothing(self):
-        layer = _layer()
+        layer = random_layer()
         values, everything = random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
-        owner = _token(values, [1, 4], share=everything, strength=0.7)
+        owner = bound_token(values, [1, 4], share=everything, strength=0.7)
         found = attention.replacement_delta(*layer, [owner], separation=_everywhere(0.6))
         torch.testing.assert_close(found, attention.replacement_delta(*layer, [owner]))
 
     @pytest.mark.parametrize("settings", [{"strength": 0.0}, {"presence": 0.0}])
     def test_without_effect_nothing_is_exactly_nothing(self, settings):
-        query, key, value = _layer()
+        query, key, value = random_layer()
         found = attention.replacement_delta(
             query, key, value, self._competitors(**settings), separation=_everywhere(1.0)
         )

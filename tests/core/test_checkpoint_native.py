@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tensors import tensors_of
 
-from nested_core.checkpoint import detect, encoder_hash, hashing, load_encoder, save_encoder, shards
+from nested_core import hashing
+from nested_core.checkpoint import detect, encoder_hash, load_encoder, save_encoder, shards
 from nested_core.errors import CheckpointError
 
 SITE = "sites.output.3.0.to_k.weight"

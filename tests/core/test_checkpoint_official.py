@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from nested_core.checkpoint import detect, encoder_hash, load_encoder, save_encoder
 from nested_core.errors import CheckpointError
-from nested_core.sites import AttentionSite
+from nested_core.families.unet_sites import AttentionSite
 
 # ---- what is read
 
@@ -190,7 +190,7 @@ def test_numbers_with_the_widths_of_no_known_layout_are_refused(encoders: Any, r
 def test_two_fitting_ways_of_counting_are_both_named(
     encoders: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    from nested_core.checkpoint import places
+    from nested_core.families import unet_places as places
 
     ways = list(places.known_numberings())
     swapped = {**ways[0].sites, 1: ways[0].sites[3], 3: ways[0].sites[1]}

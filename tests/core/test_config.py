@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nested_core.config import EncoderConfig
 from nested_core.encoder import Encoder
 from nested_core.errors import CheckpointError
-from nested_core.sites import AttentionSite
+from nested_core.families.unet_sites import AttentionSite
 
 
 def read(data: Any) -> EncoderConfig:

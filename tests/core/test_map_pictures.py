@@ -10,6 +10,7 @@ import torch
 from map_records import random_values, spot_at
 from PIL import ImageDraw
 
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.maps import (
     SHEETS,
     MapError,
@@ -24,7 +25,6 @@ from nested_core.maps import (
 from nested_core.maps import canvas as canvas_module
 from nested_core.maps.canvas import text_line
 from nested_core.maps.colours import subject_colour
-from nested_core.sites import AttentionSite
 
 _FINE = [AttentionSite("output", 3, index) for index in range(2)]
 _COARSE = [AttentionSite("middle", 0, index) for index in range(3)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from map_records import COARSE, FINE, record_of
 
 from nested_core.errors import SiteError
+from nested_core.families.unet_sites import AttentionSite
 from nested_core.maps import (
     MapError,
     MapRecord,
@@ -17,7 +18,6 @@ from nested_core.maps import (
     ValuePicture,
     parse_steps,
 )
-from nested_core.sites import AttentionSite
 
 
 def _map(attention, step=0, site=FINE, picture=0, token="<anna>", values=None, num_steps=4):

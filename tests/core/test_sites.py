@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_core.errors import SiteError
-from nested_core.sites import AttentionSite, describe_sites, in_network_order, parse_sites
+from nested_core.families.unet_sites import (
+    AttentionSite,
+    describe_sites,
+    in_network_order,
+    parse_sites,
+)
 
 _LETTERS = {"input": "d", "middle": "m", "output": "u"}
 

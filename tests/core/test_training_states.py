@@ -28,7 +28,7 @@ from training_states import (
 
 from nested_core.checkpoint import describe, encoder_hash, load_encoder
 from nested_core.encoder import Encoder
-from nested_core.sites import AttentionSite
+from nested_core.families.unet_sites import AttentionSite
 
 
 def is_even(site: AttentionSite, _: str) -> bool:

@@ -10,7 +10,7 @@ from tiny_models import TEXT_WIDTH, tiny_image_encoder, tiny_pipeline, tiny_unet
 
 from nested_core.attention import ValueNorm
 from nested_core.errors import HostError
-from nested_core.sites import describe_sites
+from nested_core.families.unet_sites import describe_sites
 from nested_core.training.base_model import Caption, PictureSize
 from nested_core.training.diffusers_model import DiffusersModel, find_sites, read_schedule
 from nested_core.training.errors import TrainingError

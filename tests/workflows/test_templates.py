@@ -84,7 +84,7 @@ def test_example_photographs_are_small_and_large_enough_to_see():
 
 def test_example_photographs_are_what_their_script_draws():
     script = load_file(
-        "example_photographs", ROOT / "demo" / "tiny_world" / "example_photographs.py"
+        "example_photographs", ROOT / "demo" / "tiny_world" / "drawings" / "example_photographs.py"
     )
     drawn = dict(script.pictures())
     assert {f"{name}.png" for name in drawn} == {

@@ -11,9 +11,9 @@ from graph_to_api import api_prompt
 from serving import ROOT, load_file
 from tiny_world import files, prompts
 
-templates = load_file("tiny_templates", ROOT / "demo" / "tiny_world" / "templates.py")
+templates = load_file("tiny_templates", ROOT / "demo" / "tiny_world" / "drawings" / "templates.py")
 photographs = load_file(
-    "example_photographs", ROOT / "demo" / "tiny_world" / "example_photographs.py"
+    "example_photographs", ROOT / "demo" / "tiny_world" / "drawings" / "example_photographs.py"
 )
 CAST = {f"<{name}>": photographs.identity(name) for name in ("anna", "rex")}
 LEAST_PSNR = 16.0  # dB on the subject; without the pack such pictures have 11
@@ -41,7 +41,9 @@ def test_the_files_are_the_templates_made_over():
     assert {path.stem for path in templates.OURS.glob("*.json")} == set(templates.PROMPTS)
     for name in templates.PROMPTS:
         written = (templates.OURS / f"{name}.json").read_text(encoding="utf-8")
-        assert written == templates.text_of(name), f"{name}: run demo/tiny_world/templates.py"
+        assert written == templates.text_of(name), (
+            f"{name}: run demo/tiny_world/drawings/templates.py"
+        )
 
 
 @pytest.mark.server

@@ -15,7 +15,7 @@ from nested_core.attention import ValueNorm
 from nested_core.checkpoint import save_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from nested_core.encoder import Encoder
-from nested_core.sites import AttentionSite
+from nested_core.families.unet_sites import AttentionSite
 
 Prompt = dict[str, dict[str, Any]]
 

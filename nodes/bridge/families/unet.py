@@ -10,7 +10,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ....nested_core.encoder import Encoder
 from ....nested_core.errors import HostError
-from ....nested_core.sites import AttentionSite, describe_sites
+from ....nested_core.families.unet import UNET
+from ....nested_core.families.unet_sites import AttentionSite
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -94,9 +95,10 @@ def check_encoder_fits(encoder: Encoder, dims: dict[AttentionSite, int]) -> None
     if encoder.site_dims == dims:
         return
     if encoder.site_dims.keys() != dims.keys():
+        listed = encoder.family.describe_sites(encoder.site_dims), UNET.describe_sites(dims)
         found, expected = (
-            f"{len(sites)} attention sites ({describe_sites(sites)})"
-            for sites in (encoder.site_dims, dims)
+            f"{len(sites)} attention sites ({listing})"
+            for sites, listing in zip((encoder.site_dims, dims), listed, strict=True)
         )
     else:
         site = next(site for site in dims if encoder.site_dims[site] != dims[site])
@@ -113,7 +115,7 @@ def check_encoder_fits(encoder: Encoder, dims: dict[AttentionSite, int]) -> None
 def check_clip(clip: CLIP) -> None:
     """Raises HostError unless the text encoder is CLIP-L, CLIP-G or both."""
     keys = set(clip.tokenize("")) if clip is not None else set()
-    if not keys or not keys <= {"l", "g"}:
+    if not keys or not keys <= set(UNET.tokenizers):
         tokenizers = ", ".join(sorted(keys)) or "none"
         raise HostError(
             f"Apply Nested Attention: this CLIP has the tokenizers '{tokenizers}', expected 'l' (SD1.5), "

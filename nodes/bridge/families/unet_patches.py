@@ -23,9 +23,10 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ....nested_core.sites import AttentionSite
-from ..model.inside import without_innermost
-from ..model.site_call import Patch, SiteCall
+from ....nested_core.call.plan import CallPlan
+from ....nested_core.families.unet_sites import AttentionSite
+from ..wrappers import without_innermost
+from .unet_site_call import Patch, SiteCall
 
 # Where the options say which call it is, for whoever looks on.
 CALL_KEY = "nested_attention"
@@ -232,7 +233,7 @@ def _add_now(output: Tensor, options: Any) -> Tensor:
 
 def _now() -> SiteCall:
     """Nobody acts where a pack has kept these functions and calls them by itself."""
-    return current_call.get() or SiteCall(0, 0, {}, say=lambda *_, **__: None)
+    return current_call.get() or SiteCall(CallPlan(), {}, say=lambda *_, **__: None)
 
 
 def is_hosts_own(layer: Any) -> bool:

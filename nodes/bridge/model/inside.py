@@ -6,7 +6,7 @@ pass on is compared with what they were given, as in front of the UNet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..text.conditioning import cropped
-from .arrival import Arrival
-from .content import Cut, where_cut
-from .site_call import SiteCall
-from .surroundings import is_hosts
-from .windows import Place
+from ....nested_core.call.arrival import Arrival
+from ....nested_core.call.content import Cut, where_cut
+from ....nested_core.call.places import Place, cropped
+from ..families.unet_site_call import SiteCall
+from ..names import is_hosts
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +105,3 @@ def is_wrapped(base_model: Any, options: Mapping[str, Any]) -> bool:
     """Whether another pack stands around the UNet itself."""
     listed = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
     return any(listed.values()) or not is_hosts(base_model.diffusion_model.forward)
-
-
-def with_innermost(
-    options: dict[str, Any], key: str, wrapper: Callable[..., Any]
-) -> dict[str, Any]:
-    """A copy of the options whose last wrapper around the UNet is this one."""
-    wrappers = options.get("wrappers", {})
-    listed = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), key: [wrapper]}
-    return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: listed}}
-
-
-def without_innermost(options: dict[str, Any], key: str) -> dict[str, Any]:
-    """The options without it: some are kept."""
-    wrappers = options.get("wrappers", {})
-    listed = wrappers.get(WrappersMP.DIFFUSION_MODEL, {})
-    if key not in listed:
-        return options
-    listed = {name: each for name, each in listed.items() if name != key}
-    return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: listed}}

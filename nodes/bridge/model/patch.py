@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ....nested_core.binding import Binding, merge_bindings
 from ....nested_core.errors import HostError
+from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.region import cropped_to
-from ....nested_core.sites import AttentionSite
 from ..families.unet import check_encoder_fits, site_dims
 from ..notices import Notices
 from ..text.conditioning import bound_ids

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from torch import Tensor
 
 from ....nested_core.binding import Binding
-from ....nested_core.schedule import percent_at
-from ....nested_core.sites import AttentionSite
+from ....nested_core.call.arrival import (
+    Arrival,
+    RowFacts,
+    Sent,
+    SentPrompt,
+    as_told,
+    by_content,
+    without_places,
+)
+from ....nested_core.call.keys_values import SubjectIdentity, SubjectKeysValues
+from ....nested_core.call.places import Frame
+from ....nested_core.call.plan import CallPlan
+from ....nested_core.call.planning import plan_call
+from ....nested_core.call.rules import Moment, Rules
+from ....nested_core.sites import Site
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
+from ..families.unet_site_call import SiteCall
+from ..names import name_of
 from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots
-from .arrival import Arrival, Sent, SentPrompt, as_told, by_content, without_places
-from .kv_cache import SubjectIdentity, SubjectKeysValues
-from .plan import Acting, Planner
 from .sampling import Sampling
-from .site_call import SiteCall
-from .surroundings import name_of, names_around
-from .windows import Frame
+from .surroundings import names_around
+from .windows import told_window
 
 Conditionings = list[list[dict[str, Any]] | None]
 
@@ -31,13 +42,10 @@ class Planning:
     def __init__(
         self,
         bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[AttentionSite]],
+        sites: Mapping[int, frozenset[Site]],
         separation: float,
     ) -> None:
-        self._sites, self._separation = sites, separation
-        self._acting = tuple(binding for binding in bindings if binding.has_effect)
-        self._masked = tuple(binding for binding in self._acting if binding.mask is not None)
-        self._is_scheduled = any(_is_scheduled(each) for each in self._acting)
+        self._rules = Rules(tuple(bindings), sites, separation)
 
     def send(
         self,
@@ -48,8 +56,8 @@ class Planning:
         is_direct: bool,
     ) -> tuple[Conditionings, Sent]:
         """Conditionings with a slot map each, so that they can still be batched, and what they say."""
-        frame = Frame.of_call(latent, model_options, sampling.pictures)
-        masks = tuple(binding.mask[:, None] for binding in self._masked if binding.mask is not None)
+        frame = Frame.of_call(latent, told_window(model_options), sampling.pictures)
+        masks = self._rules.masks
         unbound, prompts, sent = count(-1, -1), list[SentPrompt](), Conditionings()
         for group in conds:
             mapped = None if group is None else list[dict[str, Any]]()
@@ -69,19 +77,17 @@ class Planning:
         sampling: Sampling,
         x: Tensor,
         context: Tensor | None,
-        slots: Tensor | None,
-        masks: Sequence[Tensor],
-        places: Tensor | None,
+        facts: RowFacts,
     ) -> Arrival | None:
         """What is known of the rows that have come here."""
-        told, sent = as_told(x, slots, masks, places), sampling.sent
+        told, sent = as_told(x, facts), sampling.sent
         if sent is None:
-            return told or without_places(slots, len(x))
+            return told or without_places(facts, len(x))
         if told is not None and not sent.is_direct:
             told = sent.checked(told, x, context)
         if told is not None:
             return told
-        found = by_content(sent, x, context) or without_places(slots, len(x))
+        found = by_content(sent, x, context) or without_places(facts, len(x))
         self.say_lost(found, len(x), sampling)
         return found
 
@@ -94,17 +100,13 @@ class Planning:
                 "that node.",
                 kind="rows",
             )
-        elif found.places is None and (self._masked or self._separation or self._has_sequences):
+        elif found.places is None and self._rules.is_local:
             sampling.notices.say(
                 "a node around the UNet gives it other pictures or parts of pictures than were sent, "
                 "without saying which. There the subjects act, but masks and separation rest, and of "
                 "several subjects for several pictures none acts. Remove that node to have them.",
                 kind="places",
             )
-
-    @property
-    def _has_sequences(self) -> bool:
-        return any(len(binding.subject.subjects) > 1 for binding in self._acting)
 
     def call(
         self,
@@ -116,64 +118,38 @@ class Planning:
         sampling: Sampling,
     ) -> SiteCall:
         """The plan of one call; without rows that a subject acts in, nothing is planned."""
-        foreign = options.get("patches_replace", {}).get("attn2", {})
         blocks = blocks_of(base_model.diffusion_model)
         layers = {site: block.attn2 for site, block in blocks.items() if is_open(block.attn2)}
-        call = SiteCall(
-            num_rows=len(x),
-            num_text_tokens=len(arrival.slots[0]) if arrival is not None else 0,
-            foreign=foreign,
-            say=sampling.notices.say,
-            size=(x.shape[-2], x.shape[-1]),
-            layers=layers,
-            beside=sites_beside(layers, foreign),
-            reached=sampling.reached,
-        )
-        if not is_bound(arrival):
-            return call
-        assert arrival is not None
-        for site in blocks.keys() - layers.keys():
-            sampling.notices.say(
-                f"the attention layer {site.text} was replaced by {name_of(blocks[site].attn2)}, in "
-                "which no subject can act. Remove the node that does so, or keep it from that layer.",
-                kind="replaced",
-            )
-        noise_level = self._noise_level(sampling, t, options)
-        acting = self._acting_now(arrival, base_model.model_sampling, noise_level, x)
-        loaded = _loaded_keys_values(base_model)
-        planner = Planner(acting, loaded, arrival, x.device, sampling.maps, self._separation)
-        call.subjects, call.groups = planner.plan()
-        if call.groups:
-            call.watch = sampling.watch(noise_level, arrival.places)
-            sampling.planned.update(each.binding.id for each in call.subjects)
-            if not sampling.surroundings:
-                sampling.surroundings.update(names_around(base_model, blocks.values(), options))
-        return call
+        foreign = options.get("patches_replace", {}).get("attn2", {})
+        plan, watch = CallPlan(), None
+        if arrival is not None and is_bound(arrival):
+            for site in blocks.keys() - layers.keys():
+                sampling.notices.say(
+                    f"the attention layer {site.text} was replaced by {name_of(blocks[site].attn2)}, "
+                    "in which no subject can act. Remove the node that does so, or keep it from that "
+                    "layer.",
+                    kind="replaced",
+                )
+            moment = self._moment(sampling, t, options, base_model.model_sampling)
+            loaded = _loaded_keys_values(base_model)
+            plan = plan_call(self._rules, x, arrival, moment, loaded, sampling.maps)
+            if plan.groups:
+                watch = sampling.watch(moment.noise_level, arrival.places)
+                sampling.planned.update(each.binding.id for each in plan.subjects)
+                if not sampling.surroundings:
+                    sampling.surroundings.update(names_around(base_model, blocks.values(), options))
+        beside = sites_beside(layers, foreign)
+        say = sampling.notices.say
+        return SiteCall(plan, foreign, say, layers, beside, sampling.reached, watch)
 
-    def _noise_level(
-        self, sampling: Sampling, t: Tensor, options: Mapping[str, Any]
-    ) -> float | None:
-        """Of this call, where somebody needs it: the one read of a device tensor."""
-        if self._is_scheduled or sampling.recordings:
-            return float(options.get("sigmas", t).flatten()[0])
-        return None
-
-    def _acting_now(
-        self, arrival: Arrival, model_sampling: Any, noise_level: float | None, x: Tensor
-    ) -> dict[int, Acting]:
-        masks = arrival.masks if arrival.masks is not None else ()
-        regions = dict(zip([each.id for each in self._masked], masks, strict=False))
-        presences = _presences(self._acting, model_sampling, noise_level)
-        return {
-            each.id: Acting(
-                each,
-                self._sites[each.id],
-                presences[each.id],
-                regions[each.id].to(x.device) if each.id in regions else None,
-            )
-            for each in self._acting
-            if presences[each.id] > 0.0
-        }
+    def _moment(
+        self, sampling: Sampling, t: Tensor, options: Mapping[str, Any], model_sampling: Any
+    ) -> Moment:
+        """When this call is, where somebody needs it: the one read of a device tensor."""
+        noise_level = None
+        if self._rules.is_scheduled or sampling.recordings:
+            noise_level = float(options.get("sigmas", t).flatten()[0])
+        return Moment(noise_level, model_sampling.percent_to_sigma)
 
 
 def is_bound(arrival: Arrival | None) -> bool:
@@ -184,34 +160,6 @@ def is_bound(arrival: Arrival | None) -> bool:
 def _prompt(number: int, model_conds: Mapping[str, Any]) -> SentPrompt:
     slots = model_conds[SLOTS_KEY].cond
     return SentPrompt(number, model_conds["c_crossattn"].cond, tuple(slots[0, :, 0].tolist()))
-
-
-def _is_scheduled(binding: Binding) -> bool:
-    part = (binding.schedule, binding.start_percent, binding.end_percent)
-    return part != ("constant", 0.0, 1.0)
-
-
-def _presences(
-    bindings: Iterable[Binding], sampling: Any, noise_level: float | None
-) -> dict[int, float]:
-    """How much each binding acts now, in [0, 1]; without a noise level, all of them fully."""
-    return {
-        each.id: 1.0 if noise_level is None else _presence(each, sampling, noise_level)
-        for each in bindings
-    }
-
-
-def _presence(binding: Binding, sampling: Any, noise_level: float) -> float:
-    # By noise levels first: both ends belong to a binding's part, whatever a percent rounds to.
-    first, last = (
-        sampling.percent_to_sigma(each) for each in (binding.start_percent, binding.end_percent)
-    )
-    if not last <= noise_level <= first:
-        return 0.0
-    if binding.schedule == "constant":
-        return 1.0
-    percent = percent_at(noise_level, sampling.percent_to_sigma)
-    return binding.presence_at(min(max(percent, binding.start_percent), binding.end_percent))
 
 
 def _loaded_keys_values(base_model: Any) -> dict[SubjectIdentity, SubjectKeysValues]:

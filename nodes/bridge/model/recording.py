@@ -10,19 +10,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.utils
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ....nested_core.maps import MapError, MapRecord, RecordPlan, SiteMap, live_view
+from ....nested_core.call.places import Place
+from ....nested_core.call.sighting import Sighting
+from ....nested_core.maps import (
+    MapError,
+    MapRecord,
+    RecordPlan,
+    SiteMap,
+    ValuePicture,
+    live_view,
+)
 from ....nested_core.maps.canvas import to_image
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 from ..families.unet import site_dims
-from .sighting import Sighting
-from .windows import Place
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -98,6 +105,13 @@ def recorders_of(model: ModelPatcher) -> tuple[Recorder, ...]:
     return model.get_attachment(_KEY) or ()
 
 
+class Seen(NamedTuple):
+    """What one site has shown, and pictures of u(q) by row and bound token where somebody wants them."""
+
+    sighting: Sighting
+    values: tuple[tuple[ValuePicture, ...], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Recorder:
     """One Record Maps node.
@@ -109,7 +123,7 @@ class Recorder:
     """
 
     output: SampledRecord
-    sites: frozenset[AttentionSite]
+    sites: frozenset[Site]
     preview: bool
 
     def start(self, num_steps: int) -> Recording:
@@ -131,14 +145,15 @@ class Recording:
         self.recorder.output.publish(self.record, latents)
 
     def add(
-        self, sightings: Sequence[Sighting], places: Sequence[Place], step: int, num_steps: int
+        self, shown: Sequence[Seen], places: Sequence[Place], step: int, num_steps: int
     ) -> None:
         """Keeps what one call of the UNet has shown; maps leave the device in one go per grid."""
         if not self.record.plan.wants_step(step, num_steps):
             return
-        chosen = [each for each in sightings if each.site in self.recorder.sites]
+        chosen = [each for each in shown if each.sighting.site in self.recorder.sites]
+        maps = _on_cpu([each.sighting.seen for each in chosen])
         wants_values = self.record.plan.wants_values(step, num_steps)
-        for sighting, seen in zip(chosen, _on_cpu([each.seen for each in chosen]), strict=True):
+        for (sighting, values), seen in zip(chosen, maps, strict=True):
             for row_index, row in enumerate(sighting.rows):
                 if places[row].window:
                     continue  # rows or columns here and there make no map
@@ -146,7 +161,7 @@ class Recording:
                     places_of_token = [
                         n for n, each in enumerate(sighting.bindings) if each.token == token
                     ]
-                    pictures = sighting.values[row_index] if sighting.values else ()
+                    pictures = values[row_index] if values else ()
                     self.record.add(
                         SiteMap(
                             step=step,
@@ -210,9 +225,7 @@ def _in_whole(seen: Tensor, place: Place) -> Tensor:
     return whole
 
 
-def any_values(
-    recordings: Sequence[Recording], step: int, num_steps: int
-) -> frozenset[AttentionSite]:
+def any_values(recordings: Sequence[Recording], step: int, num_steps: int) -> frozenset[Site]:
     """The sites whose values some record wants at this step."""
     wanting = [each for each in recordings if each.record.plan.wants_values(step, num_steps)]
     return frozenset[Any]().union(*(each.recorder.sites for each in wanting))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....nested_core import diagnosis
 from ....nested_core.binding import Binding
 from ....nested_core.diagnosis import PromptText
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ..notices import Notices
 from ..text.conditioning import Conditioning, bound_ids, slot_map_of
 from ..text.delivery import lost_bindings, texts_of

@@ -7,87 +7,23 @@ stays on the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ....nested_core.attention import BoundToken, blended_values
-from ....nested_core.competition import SMALLEST, comparability, contrast
+from ....nested_core.call.arrival import Sent
+from ....nested_core.call.evidence import SubjectMaps
+from ....nested_core.call.places import Place
+from ....nested_core.call.sighting import Sighting
 from ....nested_core.maps import ValuePicture, value_picture
-from ....nested_core.sites import AttentionSite
+from ....nested_core.sites import Site
 from ..notices import Notices
-from .arrival import Sent
-from .recording import Recorder, any_values
-from .sighting import Sighting
-from .windows import Place
+from .recording import Recorder, Seen, any_values
 
 SAMPLING_KEY = "nested_attention_sampling"
-
-# How much of what was known is kept when a step has shown more: who stands where is decided early.
-_MEMORY = 0.9
-
-# A prompt of its own for every picture: what one has shown never moves another.
-_Key: TypeAlias = tuple[Place, int]  # with a binding id
-
-
-@dataclass(eq=False)
-class SubjectMaps:
-    """Evidence of where each subject is, on the grid of the rows' latents (`competition.py`)."""
-
-    _known: dict[_Key, Tensor] = field(default_factory=dict)
-
-    def learn(self, sightings: Iterable[Sighting], places: Sequence[Place]) -> None:
-        """Takes in what one call of the UNet has shown."""
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Tensor]] = {}
-        for each in sightings:
-            binding_ids = tuple(binding.id for binding in each.bindings)
-            groups.setdefault((each.rows, binding_ids), []).append(each.seen)
-        for (rows, binding_ids), seen in groups.items():
-            size = (places[rows[0]].height, places[rows[0]].width)
-            for binding_id, shown in _mean_over_sites(seen, binding_ids, size).items():
-                for row, evidence in zip(rows, shown, strict=True):
-                    self._learn((places[row], binding_id), evidence)
-
-    def _learn(self, key: _Key, evidence: Tensor) -> None:
-        known = self._known.get(key)
-        if known is not None and known.shape == evidence.shape:
-            evidence = known.to(evidence.device).lerp(evidence, 1.0 - _MEMORY)
-        self._known[key] = evidence
-
-    def evidence(
-        self, place: Place, binding_ids: Sequence[int], device: torch.device
-    ) -> Tensor | None:
-        """Of these subjects in a row, `[subjects, height, width]`; None before all were seen."""
-        known = [self._known.get((place, each)) for each in binding_ids]
-        maps = [each.to(device) for each in known if each is not None]
-        size = (place.height, place.width)
-        if len(maps) < len(binding_ids) or any(each.shape != size for each in maps):
-            return None
-        return torch.stack(maps)
-
-
-def _mean_over_sites(
-    seen: Sequence[Tensor], binding_ids: Sequence[int], size: tuple[int, int]
-) -> dict[int, Tensor]:
-    """The contrast of each subject's map, `[rows, height, width]`, over sites of several grids."""
-    subjects = list(dict.fromkeys(binding_ids))
-    member = torch.tensor([[each == of for each in binding_ids] for of in subjects])
-    by_grid: dict[torch.Size, list[Tensor]] = {}
-    for each in seen:
-        by_grid.setdefault(each.shape, []).append(each)
-    shown, weights = [], []
-    for maps in by_grid.values():
-        stacked = torch.stack(maps)
-        of_subjects = torch.einsum("mt,srthw->srmhw", member.to(stacked), stacked)
-        weight = comparability(of_subjects)
-        weighted = (contrast(of_subjects) * weight).sum(dim=0)
-        shown.append(functional.interpolate(weighted, size=size, mode="bilinear"))
-        weights.append(weight.sum(dim=0))
-    mean = torch.stack(shown).sum(dim=0) / torch.stack(weights).sum(dim=0).clamp_min(SMALLEST)
-    return dict(zip(subjects, mean.unbind(dim=1), strict=True))
 
 
 @dataclass(eq=False)
@@ -140,7 +76,7 @@ class Sampling:
         self.tallies: dict[int, Tally] = {}
         self.pictures: Tensor | None = None
         self.sent: Sent | None = None
-        self.reached: set[AttentionSite] = set()
+        self.reached: set[Site] = set()
         self.planned: set[int] = set()
         self.surroundings: set[str] = set()
         self._step = 0
@@ -202,12 +138,12 @@ class Sampling:
         reached = sum(each >= noise_level * (1.0 - 1e-4) for each in self._noise_levels[:-1])
         return max(reached - 1, 0)
 
-    def learn(self, sightings: Sequence[Sighting], places: Sequence[Place], step: int) -> None:
+    def learn(self, shown: Sequence[Seen], places: Sequence[Place], step: int) -> None:
         """Takes in what one call of the UNet has shown."""
         if self.maps is not None:
-            self.maps.learn(sightings, places)
+            self.maps.learn([each.sighting for each in shown], places)
         for each in self.recordings:
-            each.add(sightings, places, step, self.num_steps)
+            each.add(shown, places, step, self.num_steps)
 
     def count(
         self, rows: Mapping[int, Iterable[Hashable]], attention: Mapping[int, Tensor]
@@ -232,12 +168,12 @@ class CallWatch:
         sampling: Sampling,
         places: Sequence[Place] | None,
         step: int,
-        value_sites: frozenset[AttentionSite],
+        value_sites: frozenset[Site],
         wants_maps: bool,
     ) -> None:
         self._sampling, self._places, self._step = sampling, places, step
         self._value_sites, self.wants_maps = value_sites, wants_maps
-        self._sightings: list[Sighting] = []
+        self._shown: list[Seen] = []
         self._rows: dict[int, set[Hashable]] = {}
         self._attention: dict[int, list[Tensor]] = {}
 
@@ -246,10 +182,11 @@ class CallWatch:
         self._count(sighting)
         if not self.wants_maps or not sighting.is_on_grid:
             return
+        values: tuple[tuple[ValuePicture, ...], ...] = ()
         if sighting.site in self._value_sites:
             pictures = [_value_pictures(each, text_value, sighting.grid) for each in tokens]
-            sighting = replace(sighting, values=tuple(zip(*pictures, strict=True)))
-        self._sightings.append(sighting)
+            values = tuple(zip(*pictures, strict=True))
+        self._shown.append(Seen(sighting, values))
 
     def _count(self, sighting: Sighting) -> None:
         means = sighting.seen.mean(dim=(0, 2, 3)).unbind()
@@ -264,8 +201,8 @@ class CallWatch:
         """The call is over."""
         means = {each: torch.stack(of).mean() for each, of in self._attention.items()}
         self._sampling.count(self._rows, means)
-        if self._places is not None and self._sightings:
-            self._sampling.learn(self._sightings, self._places, self._step)
+        if self._places is not None and self._shown:
+            self._sampling.learn(self._shown, self._places, self._step)
 
 
 def _value_pictures(

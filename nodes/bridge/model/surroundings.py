@@ -8,22 +8,9 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..names import is_foreign, is_hosts, name_of
+
 FUNCTION_WRAPPER = "model_function_wrapper"  # ComfyUI's name
-_OURS = __name__.rsplit(".nodes.", 1)[0]
-
-
-def name_of(thing: Any) -> str:
-    """A function's or an object's name and where it comes from, for people."""
-    thing = getattr(thing, "func", thing)  # of a partial
-    thing = getattr(thing, "__func__", thing)
-    if not hasattr(thing, "__qualname__"):
-        thing = type(thing)
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def is_hosts(function: Any) -> bool:
-    """Whether a function is ComfyUI's own."""
-    return name_of(function).startswith("comfy.")
 
 
 def names_around(
@@ -32,11 +19,6 @@ def names_around(
     """The functions that are not ComfyUI's own: wrappers, and forwards that stand in for a class's."""
     functions = _functions(base_model, blocks, options)
     return frozenset(name_of(each) for each in functions if is_foreign(each))
-
-
-def is_foreign(function: Any) -> bool:
-    """Whether a function is another pack's: not ComfyUI's, not ours."""
-    return not name_of(function).startswith(("comfy.", "comfy_", "torch.", _OURS))
 
 
 def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:

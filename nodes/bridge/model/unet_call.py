@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ....nested_core.binding import Binding
-from ....nested_core.sites import AttentionSite
+from ....nested_core.families.unet_sites import AttentionSite
 from ..families.unet_patches import (
     CALL_KEY,
     current_call,
@@ -20,12 +20,13 @@ from ..families.unet_patches import (
     take_down,
     traced_apart,
 )
-from ..text.conditioning import PLACES_KEY, REGIONS_KEY, SLOTS_KEY, slot_map_of
+from ..families.unet_site_call import SiteCall
+from ..text.conditioning import facts_in, slot_map_of, without_facts
+from ..wrappers import with_innermost
 from .compiling import is_compiled
-from .inside import PlannedRun, is_wrapped, with_innermost
+from .inside import PlannedRun, is_wrapped
 from .planning import Conditionings, Planning, is_bound
 from .sampling import SAMPLING_KEY, Sampling
-from .site_call import SiteCall
 from .surroundings import FUNCTION_WRAPPER, function_around, has_strangers
 
 
@@ -102,20 +103,13 @@ class UNetCalls:
         # Of several devices, the one that runs.
         base_model = getattr(apply_model, "__self__", model)
         context = conditions.get("c_crossattn")
-        arrival = self._planning.arrival(
-            sampling,
-            latent,
-            context,
-            conditions.get(SLOTS_KEY),
-            conditions.get(REGIONS_KEY, ()),
-            conditions.get(PLACES_KEY),
-        )
+        arrival = self._planning.arrival(sampling, latent, context, facts_in(conditions))
         call = self._planning.call(
             base_model, latent, arguments["timestep"], arrival, options, sampling
         )
         if not is_bound(arrival):
             options.pop(SAMPLING_KEY, None)
-        if call.groups and arrival is not None:
+        if call.plan.groups and arrival is not None:
             planned = PlannedRun(call, base_model, latent, arguments["timestep"], context, arrival)
             options = self._put_up(options, planned, sampling)
         conditions["transformer_options"] = options
@@ -160,10 +154,9 @@ class UNetCalls:
         """Puts the subjects into the options for this call alone, where any is to act."""
         options = take_down(transformer_options or {})
         sampling = options.pop(SAMPLING_KEY, None) or Sampling.unknown()
-        slots, masks = kwargs.pop(SLOTS_KEY, None), kwargs.pop(REGIONS_KEY, ())
-        places = kwargs.pop(PLACES_KEY, None)
+        facts, kwargs = facts_in(kwargs), without_facts(kwargs)
         base_model = executor.class_obj
-        arrival = self._planning.arrival(sampling, x, c_crossattn, slots, masks, places)
+        arrival = self._planning.arrival(sampling, x, c_crossattn, facts)
         run = partial(executor, x, t, c_concat, c_crossattn, control)
         # Where a function in front calls the UNet after all, what arrives here counts.
         with resting(current_call.get()):
@@ -174,7 +167,7 @@ class UNetCalls:
             if compiled:
                 with traced_apart():
                     return _run(call, partial(run, put_up_compiled(options, call), **kwargs))
-            if not call.groups or arrival is None:
+            if not call.plan.groups or arrival is None:
                 return run(options, **kwargs)
             if is_wrapped(base_model, options):
                 planned = PlannedRun(call, base_model, x, t, c_crossattn, arrival)

@@ -1,180 +1,23 @@
-"""Which pictures, and which part of them, one call of the UNet is about.
+"""Windows: the UNet is run on some pictures of a batch, or on some rows of their latents.
 
-ComfyUI's context windows, and those of AnimateDiff-Evolved, run the UNet on some pictures of a batch
-or on some rows of their latents, and say which in the options. Without them the call is about all.
+ComfyUI's context windows, and those of AnimateDiff-Evolved, say which in the options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-from zlib import crc32
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from .content import where_cut
-
-_PICTURES, _HEIGHT, _WIDTH = 0, 2, 3  # dimensions of a latent
+from ....nested_core.call.places import PICTURES, Window
 
 
-class Place(NamedTuple):
-    """Where a row of the batch lies, in latent cells.
-
-    Attributes:
-        picture: of the batch.
-        conditioning: a number of its prompt's own, the same at every step.
-        top, left, height, width: its area; without one, the whole picture.
-        window: a number of the rows and columns that it shows, where these are not one piece; else 0.
-    """
-
-    picture: int
-    conditioning: int
-    top: int
-    left: int
-    height: int
-    width: int
-    picture_height: int
-    picture_width: int
-    window: int = 0
-
-    @classmethod
-    def unknown(cls, conditioning: int) -> Place:
-        """Of no size, so that no latent fits it."""
-        return cls(0, conditioning, 0, 0, 0, 0, 0, 0)
+def told_window(model_options: Mapping[str, Any]) -> Window | None:
+    """The window of a call, as the options tell it; None where they say nothing of one."""
+    options = model_options.get("transformer_options", {})
+    return _core_window(options, model_options) or _animatediff_window(options)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The part of a batch of pictures that a latent shows.
-
-    Attributes:
-        height, width: of the latent.
-        num_rows: of the latent.
-        pictures: which picture each row shows; None: one after the other.
-        rows, columns: which rows or columns of the whole pictures the latent has; None: all.
-        picture_height, picture_width: of the whole pictures, in latent cells.
-        is_known: False where the latent is a part of the pictures and nobody can tell which.
-    """
-
-    num_rows: int
-    height: int
-    width: int
-    picture_height: int
-    picture_width: int
-    pictures: tuple[int, ...] | None = None
-    rows: tuple[int, ...] | None = None
-    columns: tuple[int, ...] | None = None
-    is_known: bool = True
-
-    @classmethod
-    def of_call(
-        cls, latent: Tensor, model_options: Mapping[str, Any], pictures: Tensor | None = None
-    ) -> Frame:
-        """The frame of a latent `[rows, channels, height, width]`, by what the host says of windows.
-
-        Args:
-            pictures: all of them at this step, in which an unknown window is looked for; None: unknown.
-        """
-        told = cls._told(latent, model_options)
-        is_told = (told.pictures, told.rows, told.columns) != (None, None, None)
-        if is_told or pictures is None or pictures.shape == latent.shape:
-            return told
-        return cls._found(latent, pictures)
-
-    @classmethod
-    def _found(cls, latent: Tensor, pictures: Tensor) -> Frame:
-        height, width = latent.shape[-2:]
-        whole_height, whole_width = pictures.shape[-2:]
-        frame = cls(len(latent), height, width, whole_height, whole_width)
-        cuts = where_cut(pictures, latent)
-        corners = {each[1:] for of_row in cuts for each in of_row}
-        if len(corners) != 1 or any(len(of_row) != 1 for of_row in cuts):
-            return replace(frame, is_known=False)
-        ((top, left),) = corners
-        return replace(
-            frame,
-            pictures=tuple(row for ((row, _, _),) in cuts),
-            rows=tuple(range(top, top + height)) if height != whole_height else None,
-            columns=tuple(range(left, left + width)) if width != whole_width else None,
-        )
-
-    @classmethod
-    def _told(cls, latent: Tensor, model_options: Mapping[str, Any]) -> Frame:
-        num_rows, (height, width) = len(latent), latent.shape[-2:]
-        whole = cls(num_rows, height, width, height, width)
-        options = model_options.get("transformer_options", {})
-        window = _core_window(options, model_options) or _animatediff_window(options)
-        if window is None:
-            return whole
-        dim, indices, total = window
-        # A window that has nothing to do with this latent, as one left behind by an earlier call.
-        if dim >= latent.ndim or latent.shape[dim] != len(indices):
-            return whole
-        if dim == _PICTURES:
-            return cls(num_rows, height, width, height, width, pictures=indices)
-        if dim == _HEIGHT and latent.ndim == 4:
-            return cls(num_rows, height, width, total, width, rows=indices)
-        if dim == _WIDTH and latent.ndim == 4:
-            return cls(num_rows, height, width, height, total, columns=indices)
-        return whole
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the latent is one piece of the pictures; a window that wraps around is not."""
-        runs = (each for each in (self.rows, self.columns) if each is not None)
-        return all(each == tuple(range(each[0], each[0] + len(each))) for each in runs)
-
-    def picture(self, row: int) -> int:
-        """The picture that a row shows."""
-        return row if self.pictures is None else self.pictures[row % len(self.pictures)]
-
-    def place(self, conditioning: int, row: int, box: Sequence[int]) -> Place:
-        """Where a box (height, width, top, left) of a row lies in its whole picture."""
-        height, width, top, left = box
-        if not self.is_known:
-            return Place.unknown(conditioning)
-        window = (
-            0 if self.is_connected else crc32(repr((self.rows, self.columns)).encode()) >> 1 | 1
-        )
-        return Place(
-            self.picture(row),
-            conditioning,
-            top + (self.rows[0] if self.rows else 0),
-            left + (self.columns[0] if self.columns else 0),
-            height,
-            width,
-            self.picture_height,
-            self.picture_width,
-            window,
-        )
-
-    def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:
-        """Masks `[pictures, 1, height, width]` of whole pictures as each row sees them."""
-        masks = masks[[self.picture(row) % len(masks) for row in range(num_rows)]]
-        for dim, indices in ((_HEIGHT, self.rows), (_WIDTH, self.columns)):
-            if indices is not None:
-                masks = self._selected(masks, dim, indices)
-        return masks
-
-    def _selected(self, masks: Tensor, dim: int, indices: Sequence[int]) -> Tensor:
-        """Rows or columns of masks that are as fine as the cells of the latent, or a multiple of it."""
-        total = self.picture_height if dim == _HEIGHT else self.picture_width
-        if masks.shape[dim] % total:
-            size = list(masks.shape[-2:])
-            size[dim - _HEIGHT] = total
-            masks = functional.interpolate(masks, size=size, mode="area")
-        fine = masks.shape[dim] // total
-        cells = [fine * each + part for each in indices for part in range(fine)]
-        return masks.index_select(dim, torch.tensor(cells, device=masks.device))
-
-
-_Window = tuple[int, tuple[int, ...], int]  # dimension, indices along it, size of the whole
-
-
-def _core_window(options: Mapping[str, Any], model_options: Mapping[str, Any]) -> _Window | None:
+def _core_window(options: Mapping[str, Any], model_options: Mapping[str, Any]) -> Window | None:
     """Of ComfyUI's context windows (comfy/context_windows.py, IndexListContextWindow)."""
     window = options.get("context_window")
     indices = getattr(window, "index_list", None)
@@ -193,11 +36,11 @@ def _core_window(options: Mapping[str, Any], model_options: Mapping[str, Any]) -
     return int(getattr(window, "dim", 0)), tuple(indices), max(total, max(indices) + 1)
 
 
-def _animatediff_window(options: Mapping[str, Any]) -> _Window | None:
+def _animatediff_window(options: Mapping[str, Any]) -> Window | None:
     """Of AnimateDiff-Evolved, which exposes the pictures of its window (sampling.py, `sub_idxs`)."""
     exposed = options.get("ad_params")
     indices = exposed.get("sub_idxs") if isinstance(exposed, Mapping) else None
     if not indices:
         return None
     indices = tuple(int(each) for each in indices)
-    return _PICTURES, indices, max(indices) + 1
+    return PICTURES, indices, max(indices) + 1

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ....nested_core.binding import Binding, merge_bindings
 from ....nested_core.diagnosis import PromptText
+from ....nested_core.families.unet import UNET
 from ....nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
-from ..model.surroundings import name_of
+from ..names import name_of
 from ..notices import current_node, tell
 from .conditioning import SLOTS_KEY, SlotMap
 from .delivery import note_encoded, note_texts, note_written
@@ -131,7 +132,7 @@ class _BoundCLIP(CLIP):
             note_encoded(slots)
 
     def _slots(self, tokens: Tokens, context: Tensor) -> SlotMap | None:
-        """Which rows of the context are bound; where l and g mark one differently, g wins."""
+        """Which rows of the context are bound; where two tokenizers mark one differently, the later wins."""
         num_tokens = context.shape[1]
         slots = torch.zeros(num_tokens, dtype=torch.int32)
         is_doubled = _is_doubled(context, tokens)
@@ -151,7 +152,8 @@ class _BoundCLIP(CLIP):
 
     def _embedding_widths(self) -> dict[str, int]:
         """Of the text models that are there: the refiner is given tokens of L and has none."""
-        models = {name: getattr(self.cond_stage_model, f"clip_{name}", None) for name in "lg"}
+        names = UNET.tokenizers
+        models = {name: getattr(self.cond_stage_model, f"clip_{name}", None) for name in names}
         return {
             name: model.transformer.get_input_embeddings().weight.shape[-1]
             for name, model in models.items()
@@ -207,7 +209,7 @@ def _marking_tokenizer(host: Any, ends: Mapping[str, int]) -> Any:
     for name, inner in vars(host).items():
         if isinstance(inner, SDTokenizer):
             marking = copy.copy(inner)
-            marking.tokenizer = _MarkingTokenizer(inner, ends)
+            marking.tokenizer = _MarkingTokenizer(inner, ends, name.removeprefix("clip_"))
             setattr(twin, name, marking)
     return twin
 
@@ -215,8 +217,8 @@ def _marking_tokenizer(host: Any, ends: Mapping[str, int]) -> Any:
 class _MarkingTokenizer:
     """Stands for the byte-pair tokenizer inside one of ComfyUI's while one prompt is tokenised."""
 
-    def __init__(self, host: SDTokenizer, ends: Mapping[str, int]) -> None:
-        self._host, self._ends = host, ends
+    def __init__(self, host: SDTokenizer, ends: Mapping[str, int], name: str) -> None:
+        self._host, self._ends, self._name = host, ends, name
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": mark_tokens(text, self._ends, self._ids, self._lengths)}
@@ -229,8 +231,11 @@ class _MarkingTokenizer:
 
     def _lengths(self, ids: list[int]) -> list[int]:
         special = (self._host.start_token, self._host.end_token)
-        words = ("" if each in special else self._host.inv_vocab[each] for each in ids)
-        return [len(word.removesuffix("</w>")) for word in words]
+        vocabulary = self._host.inv_vocab
+        return [
+            0 if each in special else UNET.num_characters(self._name, vocabulary[each])
+            for each in ids
+        ]
 
 
 def _same_tokens(plain: Tokens, marked: Tokens) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.conds
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..model.windows import Frame, Place
+from ....nested_core.call.arrival import RowFacts
+from ....nested_core.call.places import Frame, Place, cropped
 from ..notices import current_run, tell
 
 SLOTS_KEY = "nested_attention"
@@ -129,37 +130,6 @@ _doubled: WeakKeyDictionary[comfy.conds.CONDRegular, Tensor | None] = WeakKeyDic
 _told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
 
 
-class Slot(NamedTuple):
-    """A bound text token.
-
-    Attributes:
-        position: of its key among the text tokens.
-        is_doubled: whether the context says every token twice, its key and then its value, as
-            packs for negative weights do; inside the layer the token is at half the position.
-        is_negated: whether that value is the negative of the text's.
-    """
-
-    binding_id: int
-    position: int
-    is_doubled: bool = False
-    is_negated: bool = False
-
-
-def read_slots(row: Sequence[int]) -> list[Slot]:
-    """The bound tokens of one row of a slot map, in their order.
-
-    A doubled token is written as its negative id at the key's even place; behind it, at the value's,
-    stands the negative id again, or the id itself where the value is negated.
-    """
-    slots: list[Slot] = []
-    for position, number in enumerate(row):
-        if number < 0 and position % 2 == 0:
-            slots.append(Slot(-number, position, True, row[position + 1] > 0))
-        elif number > 0 and not (slots and slots[-1].is_doubled and position % 2):
-            slots.append(Slot(number, position))
-    return slots
-
-
 class RegionMaps(comfy.conds.CONDRegular):
     """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
 
@@ -196,23 +166,6 @@ class RegionMaps(comfy.conds.CONDRegular):
         return [mask.shape for mask in self.cond]
 
 
-def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
-    """The part of a mask `[pictures, 1, height, width]` in a box of latent cells.
-
-    Args:
-        size: height and width of the whole in cells.
-        box: height, width, top and left in cells.
-    """
-    height, width, top, left = box
-    if (height, width) == tuple(size):
-        return mask  # as fine as it is: each layer makes it its own grid's
-    if any(have % want for have, want in zip(mask.shape[2:], size, strict=True)):
-        mask = functional.interpolate(mask, size=size, mode="area")
-    down, across = mask.shape[2] // size[0], mask.shape[3] // size[1]
-    mask = mask.narrow(2, top * down, height * down)
-    return mask.narrow(3, left * across, width * across)
-
-
 class PlaceMap(comfy.conds.CONDRegular):
     """The `Place` of each row, int32 `[rows, 9]` on the CPU.
 
@@ -238,7 +191,19 @@ class PlaceMap(comfy.conds.CONDRegular):
             rows = [frame.place(number, row, box) for row in range(batch_size)]
         else:  # another pack took some pictures out of the batch, and nobody here knows which
             rows = [Place.unknown(number)] * batch_size
-        return PlaceMap(torch.tensor(rows, dtype=torch.int32), frame)
+        return PlaceMap(Place.table(rows), frame)
+
+
+def facts_in(conditions: Mapping[str, Any]) -> RowFacts:
+    """What has come here with the rows of a call, among what the model is called with."""
+    slots, places = conditions.get(SLOTS_KEY), conditions.get(PLACES_KEY)
+    return RowFacts(slots, places, conditions.get(REGIONS_KEY, ()))
+
+
+def without_facts(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a model that knows nothing of it."""
+    ours = (SLOTS_KEY, PLACES_KEY, REGIONS_KEY)
+    return {name: each for name, each in conditions.items() if name not in ours}
 
 
 def slot_map_of(conditioning: Conditioning) -> SlotMap | None:

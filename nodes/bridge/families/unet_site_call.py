@@ -1,0 +1,198 @@
+"""One call of the UNet: between ComfyUI's attention layers and the plan of who acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import comfy.ldm.modules.attention
+import torch
+from torch import Tensor
+
+from ....nested_core.call.plan import CallPlan, Rows
+from ....nested_core.call.sighting import Watch
+from ....nested_core.call.site import Pixels, site_deltas
+from ....nested_core.families.family import Grid
+from ....nested_core.families.unet import UNET
+from ....nested_core.families.unet_sites import AttentionSite
+from ....nested_core.sites import Site
+
+Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+
+
+@dataclass(eq=False)
+class SiteCall:
+    """What the attention layers need to know during one call of the UNet.
+
+    Attributes:
+        plan: who acts. Finished; the rest is what this call meets on its way.
+        foreign: other packs' patches, by site.
+        say: tells the user a sentence, once for each kind in a sampling.
+        layers: the attention modules, whose own settings stand in for options that are missing.
+        beside: the sites whose layers run a forward of their own.
+        reached: the sites that were run, added to by this call.
+        watch: told of what each site has shown; None if nobody wants to know.
+        given: what a layer with a forward of its own was given, until its output comes: site,
+            pixels, keys' text, values'.
+        is_over: what is left of this call in somebody's memory acts no more.
+    """
+
+    plan: CallPlan
+    foreign: Mapping[tuple[Any, ...], Patch]
+    say: Callable[..., None]
+    layers: Mapping[AttentionSite, Any] = field(default_factory=dict)
+    beside: frozenset[AttentionSite] = frozenset()
+    reached: set[Site] = field(default_factory=set[Site])
+    watch: Watch | None = None
+    given: tuple[AttentionSite, Tensor, Tensor, Tensor] | None = None
+    is_over: bool = False
+
+    def acts_at(self, site: AttentionSite) -> bool:
+        """Whether some subject is to act there."""
+        return site in self.plan.sites
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SiteCall:
+        # It is a moment, of which there is one: packs copy options with all that is in them.
+        return self
+
+    def attend(
+        self,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """The host's own output of this site, with the subjects in place of their tokens' values."""
+        base = self.base(site, query, key, value, options)
+        return self.added_to(base, site, query, key, value, options)
+
+    def added_to(
+        self,
+        base: Tensor,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """The same where the host's own output is known."""
+        deltas = self.deltas(site, query, key, value, options)
+        if not deltas:
+            return base
+        out = base.clone()  # a foreign patch may have returned a tensor that it still uses
+        for rows, delta in deltas:
+            out[rows] += delta.to(out.dtype)
+        return out
+
+    def deltas(
+        self,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> list[tuple[Rows, Tensor]]:
+        """What the subjects add to this site's output in which rows, before its projection.
+
+        Args:
+            query, key, value: `[rows, pixels or text_tokens, inner]`.
+        """
+        if self.is_over or site is None or not self.acts_at(site):
+            return []
+        heads = self._heads(site, options)
+        if heads is None:
+            return []
+        self.reached.add(site)
+        pixels = self._pixels(query, key, options)
+        if pixels is None:
+            return []
+        return site_deltas(
+            self.plan, site, query, key, value, heads, pixels, _host_attention, self.watch
+        )
+
+    def base(
+        self,
+        site: AttentionSite | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """Whatever the host and other packs' patches compute here; called once."""
+        patch = None
+        if site is not None:
+            patch = self.foreign.get(tuple(site), self.foreign.get((site.block, site.number)))
+        if patch is not None:
+            return patch(query, key, value, options)  # type: ignore[arg-type]
+        layer = self.layers.get(site) if site is not None else None
+        return comfy.ldm.modules.attention.optimized_attention(
+            query,
+            key,
+            value,
+            options.get("n_heads") or layer.heads,  # type: ignore[union-attr]
+            attn_precision=options.get("attn_precision", getattr(layer, "attn_precision", None)),
+            transformer_options=options,
+        )
+
+    def _heads(self, site: AttentionSite, options: Mapping[str, Any]) -> int | None:
+        """As the option says, else the layer; a foreign block need not say."""
+        return options.get("n_heads") or getattr(self.layers.get(site), "heads", None)
+
+    def _pixels(self, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Pixels | None:
+        """Which pixels ask; None where rows or tokens are not those that were planned."""
+        size = None if self.plan.size is None else Grid(1, *self.plan.size)
+        grid = UNET.grid_of(query.shape[1], options.get("activations_shape"), size)
+        arrived = (len(query), key.shape[1], query.shape[1])
+        planned = (self.plan.num_rows, self.plan.num_text_tokens, grid.num_pixels)
+        has_rows = len(query) == len(key) == self.plan.num_rows
+        if not has_rows or not self.plan.finds_its_tokens(key.shape[1]) or arrived[2] != planned[2]:
+            self.say(
+                "another patch changed the shape of cross-attention (rows, text tokens, "
+                f"pixels) from {planned} to {arrived}; there the subjects do not act. Remove that "
+                "patch, or limit it to other blocks.",
+                kind="shape",
+            )
+            return None
+        shown = (grid.height, grid.width)
+        told = options.get("original_shape")
+        of_call = None if told is None else Grid(1, int(told[-2]), int(told[-1]))
+        if UNET.is_whole(grid, of_call, size):
+            return Pixels(shown, shown)
+        if self.plan.is_local:
+            self.say(
+                "a node inside the UNet cuts the picture into tiles without saying where they lie. There "
+                "the subjects act, but masks and separation rest. Remove that node to have them.",
+                kind="tiles",
+            )
+        return Pixels(shown, None)
+
+
+def _host_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The attention backend that the user chose for ComfyUI, in full precision.
+
+    Without transformer options: a foreign override of the model's attentions is not meant for ours.
+    """
+    return _backend(bias)(
+        query,
+        key,
+        value,
+        query.shape[1],
+        mask=bias,
+        attn_precision=torch.float32,
+        skip_reshape=True,
+        skip_output_reshape=True,
+        low_precision_attention=False,
+    )
+
+
+def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
+    attention = comfy.ldm.modules.attention
+    chosen = attention.optimized_attention
+    if bias is not None and chosen is attention.attention_flash:
+        # It takes no bias: it would warn at every call, and compute the same as this.
+        return attention.attention_pytorch
+    return chosen
