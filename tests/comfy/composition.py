@@ -39,15 +39,12 @@ class Cast:
     @property
     def plain(self) -> str:
         """The prompt with nouns in the tokens' places."""
-        plain = self.prompt
-        for token, noun in NOUNS.items():
-            plain = plain.replace(token, noun)
-        return plain
+        return scenes.plain_prompt(self.prompt)
 
 
-NOUNS = {"<anna>": "woman", "<rex>": "dog"}
 ALONE = Cast("a pencil drawing of <anna> in a coffee shop", {"<anna>": (5,)})
 APART = Cast("<rex> and <anna>, <rex> again", {"<anna>": (3,), "<rex>": (1, 5)}, separation=1.0)
+BY_NAME = {"alone": ALONE, "apart": APART}
 MIXED = replace(APART, separation=0.0)
 PROMPT, PLAIN = ALONE.prompt, ALONE.plain
 (POSITION,) = ALONE.places["<anna>"]
@@ -69,7 +66,10 @@ FAMILIES_AND_CASTS = pytest.mark.parametrize(
     [("sd15", ALONE), ("sdxl", ALONE), ("sd15", APART)],
     ids=["sd15", "sdxl", "sd15-apart"],
 )
-CASTS = pytest.mark.parametrize("cast", [ALONE, APART], ids=["alone", "apart"])
+CASTS = pytest.mark.parametrize("cast", BY_NAME.values(), ids=BY_NAME)
+FAMILIES_AND_NAMES = pytest.mark.parametrize(
+    ("family", "cast"), [("sdxl", "alone"), ("sd15", "apart")]
+)
 
 
 def unaltered(model: Any) -> Any:
@@ -83,7 +83,7 @@ def as_they_are(positive: Any, negative: Any) -> tuple[Any, Any]:
 def bindings(scene: scenes.Scene, subject: Any, cast: Cast, **inputs: Any) -> list[Any]:
     """Of everybody in the cast, with the same inputs of Bind Subject. The subject is Anna."""
     return [
-        scene.bind(each, token, NOUNS[token], **inputs)
+        scene.bind(each, token, scenes.NOUNS[token], **inputs)
         for token, each in _subjects(scene, subject, cast).items()
     ]
 
@@ -102,6 +102,12 @@ def naive_slots(
 def _subjects(scene: scenes.Scene, anna: Any, cast: Cast) -> dict[str, Any]:
     rex = {"<rex>": scene.subject(1, references=2)} if "<rex>" in cast.places else {}
     return {"<anna>": anna, **rex}
+
+
+def sample_prompt(
+    scene: scenes.Scene, model: Any, clip: Any, prompt: str, **sampling: Any
+) -> Tensor:
+    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, NEGATIVE), **sampling)
 
 
 def sample_bound(

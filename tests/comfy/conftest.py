@@ -39,7 +39,9 @@ def _start_host() -> None:
 
 _start_host()
 pytest.register_assert_rewrite("composition")
-import scenes  # noqa: E402  (needs the host)
+import scenes  # noqa: E402
+import text_encoders  # noqa: E402  (they need the host)
+import two_subjects  # noqa: E402
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
@@ -64,6 +66,24 @@ def sd15() -> scenes.Scene:
 def sdxl() -> scenes.Scene:
     """A tiny SDXL with an encoder that fits it."""
     return scenes.make_scene("sdxl")
+
+
+@pytest.fixture
+def two(family: str) -> two_subjects.Two:
+    """A checkpoint of each family with two subjects, shared by all tests."""
+    return two_subjects.two_of(family)
+
+
+@pytest.fixture
+def clips(family: str) -> text_encoders.Clips:
+    """Text encoders of each family without and with bound tokens, shared by all tests."""
+    return text_encoders.clips_of(family)
+
+
+@pytest.fixture
+def sdxl_clips() -> text_encoders.Clips:
+    """The same of SDXL alone."""
+    return text_encoders.clips_of("sdxl")
 
 
 @pytest.fixture(autouse=True)

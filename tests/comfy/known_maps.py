@@ -19,6 +19,7 @@ from torch import Tensor
 PROMPT = "<rex> and <anna>"
 POSITIONS = {"<rex>": 1, "<anna>": 3}
 TOKENS = ("<anna>", "<rex>")  # in the order of the channels
+HALF = 2e-3  # maps are kept in float16
 _FIRST_CHANNEL = 5  # of what the UNet reads: noisy latent 4, mask 1, masked picture 4
 _GAIN = 8.0  # on the queries: logits of +20 at the pattern and below -1 beside it
 

@@ -13,11 +13,21 @@ import tiny
 import torch
 from torch import Tensor
 
+NOUNS = {"<anna>": "woman", "<rex>": "dog"}
+SIZE = HEIGHT, WIDTH = 16, 12  # of latents, unless a scene says otherwise
+
 _config = pack.module("nested_core.config")
 _attention = pack.module("nested_core.attention")
 _encoder = pack.module("nested_core.encoder")
 _sites = pack.module("nested_core.families.unet_sites")
 _family = pack.module("nodes.bridge.families.unet")
+
+
+def plain_prompt(text: str) -> str:
+    """With nouns in the tokens' places."""
+    for token, noun in NOUNS.items():
+        text = text.replace(token, noun)
+    return text
 
 
 @dataclass
@@ -29,8 +39,8 @@ class Scene:
     clip: Any
     vision: Any
     encoder: Any
-    height: int = 16
-    width: int = 12
+    height: int = HEIGHT
+    width: int = WIDTH
     steps: int = 3
     extra: dict[str, Any] = field(default_factory=dict)
 

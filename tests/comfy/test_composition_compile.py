@@ -8,50 +8,28 @@ which runs the traces as they are; inductor takes minutes here (it was tried by 
 from __future__ import annotations
 
 import composition
-import pack
 import pytest
 import scenes
 import torch
 import torch._dynamo
+from compiled import as_compiled, fresh_scene
 
-# Four layers of one shape: the compiler uses one trace for several of them.
-_UNET = {
-    "channel_mult": [1],
-    "num_res_blocks": [1],
-    "transformer_depth": [1],
-    "transformer_depth_output": [1, 1],
-}
 # Uncompiled and compiled run the same kernels; the order of a few sums differs.
 _TOLERANCE = 1e-5
 
 
 @pytest.fixture
 def scene():
-    torch._dynamo.reset()
-    scene = scenes.make_scene_of("sd15", **_UNET)
-    scene.steps = 2
-    yield scene
-    torch._dynamo.reset()
-
-
-def _compiled(model):
-    return pack.run_host(
-        "TorchCompileModel", extra="nodes_torch_compile", model=model, backend="eager"
-    )
+    # Four layers of one shape: the compiler uses one trace for several of them.
+    yield from fresh_scene()
 
 
 def _bound(scene, place, *bindings, **inputs):
     """The bound CLIP, the bound model, and the same compiled."""
     model, clip = scene.apply(*bindings, **inputs)
     if place == "behind":
-        return clip, model, _compiled(model)
-    return clip, model, scene.apply(*bindings, model=_compiled(scene.model), **inputs)[0]
-
-
-def _sample(scene, model, clip, prompt, **sampling):
-    return scene.sample(
-        model, scene.encode(clip, prompt), scene.encode(clip, composition.NEGATIVE), **sampling
-    )
+        return clip, model, as_compiled(model)
+    return clip, model, scene.apply(*bindings, model=as_compiled(scene.model), **inputs)[0]
 
 
 def _plan(scene):
@@ -83,8 +61,8 @@ def test_a_compiled_model_is_right_whatever_was_traced_before(scene, place, chan
     seen = []
     for name, bindings, prompt, sampling in _plan(scene)[changes]:
         clip, model, compiled = _bound(scene, place, *bindings)
-        expected = _sample(scene, model, clip, prompt, **sampling)
-        found = _sample(scene, compiled, clip, prompt, **sampling)
+        expected = composition.sample_prompt(scene, model, clip, prompt, **sampling)
+        found = composition.sample_prompt(scene, compiled, clip, prompt, **sampling)
         assert scenes.relative_difference(found, expected) < _TOLERANCE, name
         seen.append(expected)
     assert not torch.equal(seen[0], seen[1])
@@ -97,7 +75,7 @@ def test_who_owns_a_pixel_is_found_anew_at_every_step_of_a_compiled_model(scene,
     for separation in (1.0, 0.0):
         clip, model, compiled = _bound(scene, place, *bindings, separation=separation)
         expected, found = (
-            _sample(scene, each, clip, composition.APART.prompt, steps=4)
+            composition.sample_prompt(scene, each, clip, composition.APART.prompt, steps=4)
             for each in (model, compiled)
         )
         assert scenes.relative_difference(found, expected) < _TOLERANCE
@@ -107,7 +85,7 @@ def test_who_owns_a_pixel_is_found_anew_at_every_step_of_a_compiled_model(scene,
 
 def test_bound_and_plain_models_do_not_use_each_other_s_traces(scene):
     clip, model, compiled = _bound(scene, "behind", scene.bind())
-    plain = _compiled(scene.model)
+    plain = as_compiled(scene.model)
     runs = {
         "plain first": (plain, scene.model, composition.PLAIN),
         "bound behind a plain one": (compiled, model, composition.PROMPT),
@@ -116,7 +94,8 @@ def test_bound_and_plain_models_do_not_use_each_other_s_traces(scene):
     }
     for name, (found, expected, prompt) in runs.items():
         difference = scenes.relative_difference(
-            _sample(scene, found, clip, prompt), _sample(scene, expected, clip, prompt)
+            composition.sample_prompt(scene, found, clip, prompt),
+            composition.sample_prompt(scene, expected, clip, prompt),
         )
         assert difference < _TOLERANCE, name
 
@@ -132,7 +111,8 @@ def test_a_patch_of_another_pack_may_change_behind_a_compiled_model(scene):
         for site in scene.sites:
             plain.set_model_attn2_replace(lambda q, k, v, options, s=scale: q * s, *site)
         found, expected = (
-            _sample(scene, each, clip, composition.PROMPT) for each in (foreign, plain)
+            composition.sample_prompt(scene, each, clip, composition.PROMPT)
+            for each in (foreign, plain)
         )
         assert scenes.relative_difference(found, expected) < _TOLERANCE
 

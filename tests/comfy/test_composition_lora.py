@@ -20,10 +20,6 @@ def _load(lora, model, clip):
     )
 
 
-def _sample(scene, model, clip, prompt):
-    return scene.sample(model, scene.encode(clip, prompt), scene.encode(clip, composition.NEGATIVE))
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("place", composition.PLACES)
 @composition.FAMILIES_AND_CASTS
@@ -36,7 +32,7 @@ def test_a_lora_on_model_and_text_encoder_composes(scene, lora, place, cast):
     model, clip = scene.apply(*bindings, model=model, clip=clip, separation=cast.separation)
     if place == "behind":
         model, clip = _load(lora, model, clip)
-    found = _sample(scene, model, clip, cast.prompt)
+    found = composition.sample_prompt(scene, model, clip, cast.prompt)
 
     with_lora = scenes.Scene(
         scene.family, *_load(lora, scene.model, scene.clip), scene.vision, scene.encoder
@@ -59,9 +55,9 @@ def test_a_lora_on_the_model_alone_composes(scene, lora):
 def test_taking_a_lora_away_restores_the_result(scene, lora):
     """The UNet's weights are patched in place and back again between the two."""
     model, clip = scene.apply(scene.bind())
-    before = _sample(scene, model, clip, composition.PROMPT)
-    with_lora = _sample(scene, *_load(lora, model, clip), composition.PROMPT)
-    after = _sample(scene, model, clip, composition.PROMPT)
+    before = composition.sample_prompt(scene, model, clip, composition.PROMPT)
+    with_lora = composition.sample_prompt(scene, *_load(lora, model, clip), composition.PROMPT)
+    after = composition.sample_prompt(scene, model, clip, composition.PROMPT)
     assert before.equal(after)
     assert scenes.relative_difference(with_lora, before) > composition.VISIBLE
 

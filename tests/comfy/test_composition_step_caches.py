@@ -18,7 +18,6 @@ from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
 STEPS = 8
-SIZE = (16, 12)  # of the scenes in latent cells, and of the tiles together
 THRESHOLD = 0.2  # the nodes' default
 CACHES = pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
 
@@ -110,7 +109,7 @@ def _table_in_tiles(scene, tiles, cast, mask):
     context = scene.encode(scene.clip, cast.plain)[0][0]
     slots = composition.naive_slots(scene, scene.subject(), cast, mask=mask)
     owners = NaiveSeparation(cast.separation, key) if cast.separation else None
-    return ValueTable(scene, [(context, slots)], owners, place, Cropped(SIZE))
+    return ValueTable(scene, [(context, slots)], owners, place, Cropped(scenes.SIZE))
 
 
 @CACHES

@@ -11,19 +11,12 @@ from two_subjects import (
     LONG,
     LONGER,
     Pair,
-    Two,
     assert_equals_the_value_table,
     assert_is_exactly_the_host,
     combine,
     make_two,
     through,
-    two_of,
 )
-
-
-@pytest.fixture
-def two(family: str) -> Two:
-    return two_of(family)
 
 
 class TestCombine:

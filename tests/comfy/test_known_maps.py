@@ -9,7 +9,6 @@ import pytest
 import torch
 from known_maps import applied
 
-HALF = 2e-3  # maps are kept in float16
 ANNA_AT = known_maps.pattern((slice(8, 10), slice(4, 6)), (slice(12, 14), slice(4, 8)))
 REX_AT = known_maps.pattern((slice(10, 14), slice(8, 10)))
 AT_THE_LEFT = known_maps.pattern((slice(2, 4), slice(0, 2)))
@@ -36,7 +35,9 @@ class TestKnownMaps:
         for each in record.maps:
             known = patterns[each.picture, known_maps.TOKENS.index(each.token)]
             expected = known_maps.on_grid(known, each.grid)
-            torch.testing.assert_close(each.attention.float(), expected, rtol=0, atol=HALF)
+            torch.testing.assert_close(
+                each.attention.float(), expected, rtol=0, atol=known_maps.HALF
+            )
 
     @pytest.mark.smoke
     @pytest.mark.parametrize("before", [True, False])

@@ -13,20 +13,13 @@ from two_subjects import (
     LONG,
     ROUNDING,
     Pair,
-    Two,
     assert_equals_the_value_table,
     assert_is_exactly_the_host,
     combine,
     make_two,
     to_from,
-    two_of,
     warnings_of,
 )
-
-
-@pytest.fixture
-def two(family: str) -> Two:
-    return two_of(family)
 
 
 class TestConcat:

@@ -23,22 +23,12 @@ from text_encoders import (
     is_same,
     slots_of,
     split_at_tokens,
-    warnings,
     with_nouns,
 )
+from two_subjects import warnings_of
 
 # The same number of text tokens, and only the last one differs.
 TWINS = {"woman": "zebra", "black dog": "black cat", "queen": "king", "ROBOT": "ZEBRA"}
-
-
-@pytest.fixture
-def clips(family: str) -> Clips:
-    return clips_of(family)
-
-
-@pytest.fixture
-def sdxl_clips() -> Clips:
-    return clips_of("sdxl")
 
 
 def expected_slots(clips: Clips, text: str) -> dict[int, str]:
@@ -287,7 +277,7 @@ def test_a_noun_that_is_read_as_syntax_is_left_unbound_and_said(clips, caplog, t
     )
     ((_, extras),) = clips.scene.encode(clip, text)
     assert slots_of(extras) == {}
-    assert [text in message for message in warnings(caplog)] == [True, True]  # once per tokenize
+    assert [text in message for message in warnings_of(caplog)] == [True, True]  # once per tokenize
 
 
 def test_a_noun_of_several_words_may_name_an_embedding_before_its_last_word(clips):

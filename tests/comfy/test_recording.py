@@ -25,7 +25,6 @@ MapRecord, RecordPlan, MapError, draw_sheet, live_view = (
 
 PROMPT, PLAIN = "<rex> and <anna>, <rex> again", "dog and woman, dog again"
 TOLERANCE = 1e-4  # float32 against float64 over a few sampler steps
-HALF = 2e-3  # maps are kept in float16
 
 
 def show(record, samples=None, **inputs):
@@ -74,7 +73,9 @@ class TestLookingOn:
         assert len(record.maps) == len(expected) == 2 * len(sd15.sites)
         for each in record.maps:
             known = expected[(tuple(each.site), each.token)].float()
-            torch.testing.assert_close(each.attention.float(), known, rtol=HALF, atol=1e-6)
+            torch.testing.assert_close(
+                each.attention.float(), known, rtol=known_maps.HALF, atol=1e-6
+            )
 
     def test_everything_recorded_is_on_the_cpu_and_small(self, sd15):
         model, clip, record = known_maps.applied(sd15, record={})
@@ -129,7 +130,7 @@ class TestLookingOn:
             found.append(record.values(0, "<rex>")[0].values)
         for name in ("colours", "flat"):
             once, twice = (getattr(each, name).float() for each in found)
-            torch.testing.assert_close(twice, once, rtol=HALF, atol=1e-3)
+            torch.testing.assert_close(twice, once, rtol=known_maps.HALF, atol=1e-3)
 
     def test_a_part_of_the_schedule_counts_its_own_steps(self, sd15):
         model, clip, record = known_maps.applied(sd15, record={"steps": "0, last"})

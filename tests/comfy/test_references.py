@@ -17,6 +17,7 @@ import scenes
 import torch
 from comfy import model_management
 from torch.nn import functional
+from two_subjects import TOLERANCE, VISIBLE
 
 checkpoint = pack.module("nested_core.checkpoint")
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
@@ -25,9 +26,7 @@ site_call = pack.module("nodes.bridge.families.unet_site_call")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN, POSITION = "a drawing of <anna>", "a drawing of woman", 4
-TOLERANCE = 1e-4  # float32 against float64 over two sampler steps; measured 1e-6
 ROUNDING = 1e-5  # float32, softmax over other numbers of tokens
-VISIBLE = 1e-3
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import reference
 import scenes
 import tiny
 import torch
+from two_subjects import VISIBLE
 
 evidence = pack.module("nested_core.call.evidence")
 sampling = pack.module("nodes.bridge.model.sampling")
@@ -20,7 +21,6 @@ SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN = composition.APART.prompt, composition.APART.plain
 ROUNDING = 1e-5  # batched matrix products sum in another order
-VISIBLE = 1e-3
 
 
 def two(scene, anna=None, rex=None, **settings):

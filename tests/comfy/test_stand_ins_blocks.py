@@ -14,7 +14,6 @@ from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
 MASK = (torch.arange(32)[:, None] + torch.arange(24)[None] < 26).float()[None]
-CASTS = {"alone": composition.ALONE, "apart": composition.APART}
 WHOLE = (0, list(range(16)), list(range(12)))
 
 
@@ -24,11 +23,11 @@ def _blocks(told):
 
 @functools.cache
 def expected(family, cast, told, masked=False, patched=False):
-    scene, cast = scenes.shared_scene(family), CASTS[cast]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {"mask": MASK} if masked else {}
     slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
-    see = {"place_of": lambda row, rows: WHOLE, "see": Cropped((16, 12))} if masked else {}
+    see = {"place_of": lambda row, rows: WHOLE, "see": Cropped(scenes.SIZE)} if masked else {}
     table = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables, **see)
     base = _smaller if patched else None
     return scene.sample(table.on_patches(_blocks(told)(scene.model), base), *texts)
@@ -43,12 +42,12 @@ def _smaller(query, key, value, options):
 def _bound(family, alter, place="behind", cast="alone", **inputs):
     scene = scenes.shared_scene(family)
     return composition.sample_bound(
-        scene, scene.subject(), alter, place, cast=CASTS[cast], binding=inputs
+        scene, scene.subject(), alter, place, cast=composition.BY_NAME[cast], binding=inputs
     )
 
 
 @pytest.mark.parametrize("told", blocks.TOLD)
-@pytest.mark.parametrize("family, cast", [("sdxl", "alone"), ("sd15", "apart")])
+@composition.FAMILIES_AND_NAMES
 def test_subjects_act_beside_them_as_in_the_value_table(family, cast, told, caplog):
     right = expected(family, cast, told)
     for place in composition.PLACES:
@@ -75,7 +74,7 @@ def test_patches_called_with_no_options_at_all():
 
 
 @pytest.mark.parametrize("told", ["only heads", "nothing", "no shapes"])
-@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("cast", composition.BY_NAME)
 def test_masks_find_their_grid_where_no_shape_is_told(cast, told):
     found = _bound("sd15", _blocks(told), cast=cast, mask=MASK)
     right = expected("sd15", cast, told, masked=True)

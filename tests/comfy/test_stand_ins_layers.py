@@ -14,9 +14,9 @@ import tiny
 import torch
 from stand_ins import layers
 from stand_ins.observers import Observer
+from two_subjects import warnings_of
 from value_table import ValueTable
 
-CASTS = {"alone": composition.ALONE, "apart": composition.APART}
 CrossAttention = comfy.ldm.modules.attention.CrossAttention
 
 
@@ -42,7 +42,7 @@ def _bound(scene, alter, place="behind", cast=composition.ALONE, prompt=None, **
 @functools.cache
 def expected(family, make, cast_name="alone", alter=None):
     """The value table behind such layers."""
-    scene, cast = scenes.shared_scene(family), CASTS[cast_name]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast_name]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     slots = composition.naive_slots(scene, scene.subject(), cast)
     table = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables)
@@ -55,22 +55,19 @@ def _scene(family):
     return replace(scenes.shared_scene(family), model=tiny.unet(family))
 
 
-FAMILIES_AND_CASTS = pytest.mark.parametrize("family, cast", [("sdxl", "alone"), ("sd15", "apart")])
-
-
 class TestAForwardOfItsOwn:
-    @FAMILIES_AND_CASTS
+    @composition.FAMILIES_AND_NAMES
     @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("name", layers.MAKERS)
     def test_the_subjects_are_added_behind_it_and_it_runs_once(self, family, cast, name, place):
         scene, count = scenes.shared_scene(family), layers.Count()
         make = layers.MAKERS[name]
         alter = _install("object patches", make, count)
-        found = _bound(scene, alter, place, CASTS[cast])
+        found = _bound(scene, alter, place, composition.BY_NAME[cast])
         right = expected(family, make, cast)
         assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert count.calls == scene.steps * len(scene.sites)
-        bare = foreign_patches.sample_host(scene, alter, CASTS[cast].plain)
+        bare = foreign_patches.sample_host(scene, alter, composition.BY_NAME[cast].plain)
         assert scenes.relative_difference(bare, right) > composition.VISIBLE
 
     @pytest.mark.parametrize("place", composition.PLACES)
@@ -81,7 +78,7 @@ class TestAForwardOfItsOwn:
         found = _bound(_scene("sdxl"), alter, place)
         assert scenes.relative_difference(found, expected("sdxl", layers.scaled)) < 1e-4
         assert count.calls == 2 * 11
-        assert not _warnings(caplog)
+        assert not warnings_of(caplog)
 
     @pytest.mark.parametrize("place", composition.PLACES)
     @pytest.mark.parametrize("way", layers.WAYS)
@@ -169,7 +166,7 @@ class TestLayersWithoutProjections:
         found = _bound(_scene("sdxl"), alter, place, prompt=prompt)
         assert torch.equal(found, foreign_patches.sample_host(_scene("sdxl"), alter))
         if prompt == composition.PROMPT:
-            (warning,) = _warnings(caplog)
+            (warning,) = warnings_of(caplog)
             assert "ClosedLayer" in warning
 
 
@@ -215,11 +212,3 @@ def _own(layer, count=None):
 
 def _closed(model):
     return layers.as_closed_modules(model, layers.scaled)
-
-
-def _warnings(caplog):
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelname == "WARNING" and "Nested Attention" in record.getMessage()
-    ]

@@ -15,17 +15,10 @@ from stand_ins import splits, unet_forwards
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
-SIZE = HEIGHT, WIDTH = 16, 12
-STEPS = 2
 # Different in every part of the picture, and along both sides.
 MASK = torch.rand(1, 32, 24, generator=torch.Generator().manual_seed(3))
 MASKS = torch.rand(3, 32, 24, generator=torch.Generator().manual_seed(4))
 MASKS_SWAPPED = MASKS.flip(0)
-CASTS = {"alone": composition.ALONE, "apart": composition.APART}
-
-
-def scene_of(family):
-    return scenes.shared_scene(family, STEPS)
 
 
 def _rows_place(split, batch):
@@ -55,7 +48,7 @@ def _inside(model, split):
 
 def expected(family, cast, split, mask=None, batch=1, install=unet_forwards.in_front):
     """The value table in the same split, every row with its picture's masks, cropped to its place."""
-    scene, cast = scene_of(family), CASTS[cast]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {} if mask is None else {"mask": mask}
     slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
@@ -63,7 +56,7 @@ def expected(family, cast, split, mask=None, batch=1, install=unet_forwards.in_f
     if cast.separation:
         tables = NaiveSeparation(cast.separation, _row_key(batch, split))
     table = ValueTable(
-        scene, [(texts[0][0][0], slots)], tables, _rows_place(split, batch), Cropped(SIZE)
+        scene, [(texts[0][0][0], slots)], tables, _rows_place(split, batch), Cropped(scenes.SIZE)
     )
     # The wrapper that watches for the table stands within the split.
     model = table.on_patches(install(scene.model, split))
@@ -71,14 +64,14 @@ def expected(family, cast, split, mask=None, batch=1, install=unet_forwards.in_f
 
 
 def _bound(family, cast, split, mask=None, batch=1, place="behind", install=unet_forwards.in_front):
-    scene = scene_of(family)
+    scene = scenes.shared_scene(family)
     binding = {} if mask is None else {"mask": mask}
     return composition.sample_bound(
         scene,
         scene.subject(),
         lambda model: install(model, split),
         place,
-        cast=CASTS[cast],
+        cast=composition.BY_NAME[cast],
         binding=binding,
         batch=batch,
     )
@@ -87,17 +80,17 @@ def _bound(family, cast, split, mask=None, batch=1, place="behind", install=unet
 @functools.cache
 def _whole(family, cast, mask=None, batch=1):
     """Without a split."""
-    scene = scene_of(family)
+    scene = scenes.shared_scene(family)
     binding = {} if mask is None else {"mask": mask}
     return composition.sample_bound(
-        scene, scene.subject(), cast=CASTS[cast], binding=binding, batch=batch
+        scene, scene.subject(), cast=composition.BY_NAME[cast], binding=binding, batch=batch
     )
 
 
 class TestRows:
     @pytest.mark.parametrize("parts", splits.PARTS)
     @pytest.mark.parametrize("kind", [splits.Rows, splits.RowsOfAll])
-    @pytest.mark.parametrize("cast", CASTS)
+    @pytest.mark.parametrize("cast", composition.BY_NAME)
     def test_each_keeps_its_prompt_picture_and_mask(self, cast, kind, parts, caplog):
         whole = _whole("small", cast, MASKS, batch=3)
         for place in composition.PLACES:
@@ -110,7 +103,7 @@ class TestRows:
     @pytest.mark.parametrize("parts", ["one by one", "reversed"])
     def test_each_keeps_its_subject(self, parts):
         """One subject for each picture."""
-        scene = scene_of("sdxl")
+        scene = scenes.shared_scene("sdxl")
         several = pack.run(
             "SubjectPerPicture", subjects={f"subject_{n}": scene.subject(n) for n in range(3)}
         )
@@ -134,7 +127,7 @@ class TestRows:
 
         found = _bound("sdxl", "alone", exchange)
         alter = functools.partial(unet_forwards.in_front, function=exchange)
-        assert torch.equal(found, foreign_patches.sample_host(scene_of("sdxl"), alter))
+        assert torch.equal(found, foreign_patches.sample_host(scenes.shared_scene("sdxl"), alter))
         (warning,) = warnings_of(caplog)
         assert "4 rows" in warning
 
@@ -197,7 +190,7 @@ class TestTiles:
         found = _bound("sd15", "apart", split())
         (warning,) = warnings_of(caplog)
         assert "masks and separation rest" in warning
-        scene, cast = scene_of("sd15"), composition.MIXED
+        scene, cast = scenes.shared_scene("sd15"), composition.MIXED
         subject = scene.subject()
         mixed = composition.sample_bound(
             scene, subject, lambda model: unet_forwards.in_front(model, split()), cast=cast
@@ -212,7 +205,7 @@ class TestTiles:
         assert not warnings_of(caplog)
 
     def test_each_sampling_says_so_once(self, caplog):
-        scene = scene_of("sd15")
+        scene = scenes.shared_scene("sd15")
         model, clip = scene.apply(scene.bind(mask=MASK))
         model = unet_forwards.in_front(model, splits.Tiles(splits.SAME_SIZE, lambda x: x * 1.001))
         texts = [scene.encode(clip, each) for each in (composition.PROMPT, composition.NEGATIVE)]

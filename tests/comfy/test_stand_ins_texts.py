@@ -9,21 +9,10 @@ import composition
 import pytest
 import scenes
 import torch
+from scenes import plain_prompt, shared_scene
 from stand_ins import layers, negated_values, texts
 from two_subjects import warnings_of
 from value_table import ValueTable
-
-NOUNS = {"<anna>": "woman", "<rex>": "dog"}
-
-
-def scene_of(family):
-    return scenes.shared_scene(family)
-
-
-def _plain(text):
-    for token, noun in NOUNS.items():
-        text = text.replace(token, noun)
-    return text
 
 
 def _negated(subject):
@@ -72,9 +61,9 @@ class TestNegatedValues:
         ]
 
     def _sample(self, family, text, signs, order, negative=composition.NEGATIVE, make=None):
-        scene = scene_of(family)
+        scene = shared_scene(family)
         double = negated_values.on_clip(scene.clip)
-        texts = [scene.encode(double, each) for each in (_plain(text), negative)]
+        texts = [scene.encode(double, each) for each in (plain_prompt(text), negative)]
         table = Halved(scene, self._known(scene, texts[0], signs))
         model = negated_values.on_model(scene.model)
         if make is None:
@@ -117,10 +106,11 @@ class TestNegatedValues:
 
     @pytest.mark.parametrize("sign", [1, -1])
     def test_a_node_behind_the_text_encoder_is_followed(self, sign, caplog):
-        scene, text = scene_of("sd15"), "a <anna> in the rain"
+        scene, text = shared_scene("sd15"), "a <anna> in the rain"
         double = functools.partial(negated_values.on_conditioning, negated=[2] if sign < 0 else [])
         texts = [
-            double(scene.encode(scene.clip, each)) for each in (_plain(text), composition.NEGATIVE)
+            double(scene.encode(scene.clip, each))
+            for each in (plain_prompt(text), composition.NEGATIVE)
         ]
         table = Halved(scene, self._known(scene, texts[0], {2: sign}))
         model = negated_values.on_model(scene.model)
@@ -140,9 +130,9 @@ class TestNegatedValues:
 
     def test_without_the_layers_side_the_token_s_key_is_the_subject_s(self):
         """Every word is said twice then, and the host reads both."""
-        scene, text = scene_of("sd15"), "a <anna> in the rain"
+        scene, text = shared_scene("sd15"), "a <anna> in the rain"
         double = negated_values.on_clip(scene.clip)
-        texts = [scene.encode(double, each) for each in (_plain(text), composition.NEGATIVE)]
+        texts = [scene.encode(double, each) for each in (plain_prompt(text), composition.NEGATIVE)]
         table = ValueTable(scene, [(texts[0][0][0], {4: scene.naive(scene.subject())})])
         right = scene.sample(table.on_patches(scene.model), *texts)
         model, clip = scene.apply(scene.bind(), clip=double)
@@ -151,10 +141,10 @@ class TestNegatedValues:
 
     def test_without_the_text_encoder_s_side_it_is_the_host_s_and_said_once(self, caplog):
         """Half of the tokens are dropped then."""
-        scene, text = scene_of("sd15"), "a <anna> " + "very " * 80
+        scene, text = shared_scene("sd15"), "a <anna> " + "very " * 80
         model, clip = scene.apply(scene.bind(), model=negated_values.on_model(scene.model))
         found = scene.sample(model, scene.encode(clip, text), scene.encode(clip, "bad " * 80))
-        texts = [scene.encode(scene.clip, each) for each in (_plain(text), "bad " * 80)]
+        texts = [scene.encode(scene.clip, each) for each in (plain_prompt(text), "bad " * 80)]
         assert torch.equal(found, scene.sample(negated_values.on_model(scene.model), *texts))
         (warning,) = warnings_of(caplog)
         assert "shape of cross-attention" in warning
@@ -167,9 +157,12 @@ class TestTextNodes:
 
     def _sample(self, encode, text=TEXT, known=None, clip=None):
         """Ours, the value table's (or the host's without `known`), and the positive context."""
-        scene = scene_of("sd15")
+        scene = shared_scene("sd15")
         plain_clip = scene.clip if clip is None else clip
-        prompts = [encode(plain_clip, _plain(text)), scene.encode(scene.clip, composition.NEGATIVE)]
+        prompts = [
+            encode(plain_clip, plain_prompt(text)),
+            scene.encode(scene.clip, composition.NEGATIVE),
+        ]
         plain = scene.sample(scene.model, *prompts)
         if known is not None:
             subject = scene.naive(scene.subject())
@@ -222,15 +215,15 @@ class TestTextNodes:
         assert "<anna>" in warning
 
     def test_a_tokenizer_object_of_its_own_is_named(self, caplog):
-        clip = texts.with_own_tokenizer(scene_of("sd15").clip)
-        found, plain = self._sample(scene_of("sd15").encode, clip=clip)
+        clip = texts.with_own_tokenizer(shared_scene("sd15").clip)
+        found, plain = self._sample(shared_scene("sd15").encode, clip=clip)
         assert torch.equal(found, plain)
         first, *_ = warnings_of(caplog)
         assert "OwnTokenizer" in first
         assert "weight" not in first
 
     def test_a_clip_of_its_own_kind_is_kept(self, caplog):
-        clip = texts.as_own_clip(scene_of("sd15").clip)
-        found, right = self._sample(scene_of("sd15").encode, "a (<anna>:1.4)", [2], clip)
+        clip = texts.as_own_clip(shared_scene("sd15").clip)
+        found, right = self._sample(shared_scene("sd15").encode, "a (<anna>:1.4)", [2], clip)
         assert scenes.relative_difference(found, right) < composition.TOLERANCE
         assert not warnings_of(caplog)

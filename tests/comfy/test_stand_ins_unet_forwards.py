@@ -13,7 +13,6 @@ from stand_ins import layers, unet_forwards
 from two_subjects import warnings_of
 from value_table import ValueTable
 
-CASTS = {"alone": composition.ALONE, "apart": composition.APART}
 STEPS = 4
 
 
@@ -31,7 +30,7 @@ def scene_of(family):
 @functools.cache
 def expected(family, cast, forward):
     """The same forward, with the value table on ordinary replace-patches."""
-    scene, cast = scene_of(family), CASTS[cast]
+    scene, cast = scene_of(family), composition.BY_NAME[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     slots = composition.naive_slots(scene, scene.subject(), cast)
     table, run = ValueTable(scene, [(texts[0][0][0], slots)], cast.naive_tables), forward()
@@ -70,7 +69,7 @@ def test_subjects_act_where_replace_patches_do(family, cast, forward, caplog):
             scene_of(family),
             lambda model: unet_forwards.in_front(model, forward()),
             place,
-            CASTS[cast],
+            composition.BY_NAME[cast],
         )
         assert scenes.relative_difference(found, right) < composition.TOLERANCE, place
         unet_forwards.forget()

@@ -14,16 +14,9 @@ from stand_ins.windows import Windows
 from two_subjects import warnings_of
 from value_table import Cropped, ValueTable
 
-STEPS = 2
 BATCH = 5
-SIZE = HEIGHT, WIDTH = 16, 12
 MASKS = torch.rand(BATCH, 32, 24, generator=torch.Generator().manual_seed(3))
-CASTS = {"alone": composition.ALONE, "apart": composition.APART}
 ROUNDING = 2e-5  # pictures weighed and added, in several orders
-
-
-def scene_of(family):
-    return scenes.shared_scene(family, STEPS)
 
 
 def _core(**inputs):
@@ -48,10 +41,10 @@ def _core(**inputs):
 def _bound(
     family, cast, alter=composition.unaltered, place="behind", subject=None, batch=BATCH, **inputs
 ):
-    scene = scene_of(family)
+    scene = scenes.shared_scene(family)
     subject = scene.subject() if subject is None else subject
     return composition.sample_bound(
-        scene, subject, alter, place, cast=CASTS[cast], batch=batch, binding=inputs
+        scene, subject, alter, place, cast=composition.BY_NAME[cast], batch=batch, binding=inputs
     )
 
 
@@ -79,7 +72,7 @@ OVERLAPPING = {
 @functools.cache
 def _whole(with_masks):
     masks = {"mask": MASKS} if with_masks else {}
-    return _bound("small", "alone", subject=_several(scene_of("small")), **masks)
+    return _bound("small", "alone", subject=_several(scenes.shared_scene("small")), **masks)
 
 
 class TestPictures:
@@ -90,7 +83,7 @@ class TestPictures:
     def test_each_keeps_its_subject_and_its_mask(self, name, place, caplog):
         """One subject for each picture, and one mask."""
         whole = _whole(with_masks=True)
-        several = _several(scene_of("small"))
+        several = _several(scenes.shared_scene("small"))
         found = _bound("small", "alone", OVERLAPPING[name], place, several, mask=MASKS)
         assert scenes.relative_difference(found, whole) < ROUNDING
         others = _bound("small", "alone")
@@ -110,7 +103,7 @@ class TestPictures:
     @pytest.mark.parametrize("place", composition.PLACES)
     def test_each_keeps_its_evidence(self, alter, place, caplog):
         """Where every picture is in one window, subjects learn as they do in the whole batch."""
-        scene = scene_of("small")
+        scene = scenes.shared_scene("small")
         whole = _bound("small", "apart")
         found = _bound("small", "apart", alter, place)
         mixed = composition.sample_bound(
@@ -121,12 +114,12 @@ class TestPictures:
 
 
 def _table(alter, place_of, cast="alone", batch=BATCH, row_key=None, family="sdxl", mask=MASKS):
-    scene, cast = scene_of(family), CASTS[cast]
+    scene, cast = scenes.shared_scene(family), composition.BY_NAME[cast]
     texts = [scene.encode(scene.clip, each) for each in (cast.plain, composition.NEGATIVE)]
     settings = {} if mask is None else {"mask": mask}
     slots = composition.naive_slots(scene, scene.subject(), cast, **settings)
     owners = NaiveSeparation(cast.separation, row_key) if cast.separation else None
-    table = ValueTable(scene, [(texts[0][0][0], slots)], owners, see=Cropped(SIZE))
+    table = ValueTable(scene, [(texts[0][0][0], slots)], owners, see=Cropped(scenes.SIZE))
     table.place_of = lambda row, rows: place_of(_indices(table.options), row, rows)
     return scene.sample(alter(table.on_patches(scene.model)), *texts, batch=batch)
 
@@ -150,7 +143,11 @@ class TestWindowsThatOneMustKnow:
 
         def where(indices, row, rows):
             indices = [0, 1, *indices[2:]]
-            return indices[row % len(indices)], list(range(HEIGHT)), list(range(WIDTH))
+            return (
+                indices[row % len(indices)],
+                list(range(scenes.HEIGHT)),
+                list(range(scenes.WIDTH)),
+            )
 
         right = _table(alter, where)
         found = _bound("sdxl", "alone", alter, place, mask=MASKS)
@@ -164,14 +161,18 @@ class TestWindowsThatOneMustKnow:
         """What one window has shown of a picture counts in the next."""
 
         def where(indices, row, rows):
-            return indices[row % len(indices)], list(range(HEIGHT)), list(range(WIDTH))
+            return (
+                indices[row % len(indices)],
+                list(range(scenes.HEIGHT)),
+                list(range(scenes.WIDTH)),
+            )
 
         def key(slots, options, row):
             indices = _indices(options)
             kind = options["cond_or_uncond"][row // len(indices)]
             return kind, indices[row % len(indices)]
 
-        scene = scene_of("small")
+        scene = scenes.shared_scene("small")
         right = _table(alter, where, "apart", row_key=key, family="small", mask=None)
         found = _bound("small", "apart", alter)
         mixed = composition.sample_bound(
@@ -194,8 +195,8 @@ class TestWindowsThatOneMustKnow:
         alter = _core(**{"context_length": 7, "context_overlap": 2, "dim": dim, **inputs})
 
         def where(indices, row, rows):
-            down = indices if dim == 2 else list(range(HEIGHT))
-            return 0, down, indices if dim == 3 else list(range(WIDTH))
+            down = indices if dim == 2 else list(range(scenes.HEIGHT))
+            return 0, down, indices if dim == 3 else list(range(scenes.WIDTH))
 
         def key(slots, options, row):
             return options["cond_or_uncond"][row], tuple(_indices(options)), 0

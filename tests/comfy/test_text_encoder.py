@@ -14,17 +14,8 @@ import reference
 import scenes
 import tiny
 import torch
-from text_encoders import Clips, clips_of, lora_file, slots_of, warnings, with_nouns
-
-
-@pytest.fixture
-def clips(family: str) -> Clips:
-    return clips_of(family)
-
-
-@pytest.fixture
-def sdxl_clips() -> Clips:
-    return clips_of("sdxl")
+from text_encoders import lora_file, slots_of, with_nouns
+from two_subjects import warnings_of
 
 
 @pytest.mark.parametrize(
@@ -264,7 +255,7 @@ def test_a_foreign_syntax_that_a_mark_would_disturb_is_read_unbound(clips, caplo
         ((expected, _),) = clips.scene.encode(foreign, with_nouns(text))
         assert torch.equal(context, expected)
         assert clips.named(extras) == slots
-    assert len(warnings(caplog)) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 @pytest.mark.smoke

@@ -14,24 +14,25 @@ import pytest
 import torch
 
 pytest.importorskip("accelerate")
-ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
-sys.path += [str(ROOT), str(ROOT / "demo")]
-from safetensors.torch import load_file  # noqa: E402
-from tiny_world import models, world  # noqa: E402
+from pack import ROOT
 
-from lab.training import data, text_gain  # noqa: E402
-from lab.training.base_model import (  # noqa: E402
+sys.path += [str(ROOT), str(ROOT / "demo")]
+from safetensors.torch import load_file
+from tiny_world import models, world
+
+from lab.training import data, text_gain
+from lab.training.base_model import (
     BaseTrainer,
     BaseTraining,
     base_loss,
     untrained_model,
 )
-from lab.training.encoder import encoder_config, train_encoder  # noqa: E402
-from lab.training.host import BaseModel, TinyWorldHost, vision_model  # noqa: E402
-from nested_core.training import base_model as training_base_model  # noqa: E402
-from nested_core.training.base_model import SUBJECT, Caption  # noqa: E402
-from nested_core.training.data.batches import Data, Stripe  # noqa: E402
-from nested_core.training.processes import make_accelerator  # noqa: E402
+from lab.training.encoder import encoder_config, train_encoder
+from lab.training.host import BaseModel, TinyWorldHost, vision_model
+from nested_core.training import base_model as training_base_model
+from nested_core.training.base_model import SUBJECT, Caption
+from nested_core.training.data.batches import Data, Stripe
+from nested_core.training.processes import make_accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,28 +15,29 @@ import scenes
 import torch
 
 pytest.importorskip("accelerate")
-ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
-sys.path += [str(ROOT), str(ROOT / "demo")]
-from tiny_world import models, world  # noqa: E402
-from tiny_world_weights import random_weights  # noqa: E402
+from pack import ROOT
 
-from lab import evaluate  # noqa: E402
-from lab.ablations import decoupled, training  # noqa: E402
-from lab.ablations.encoders import ABLATIONS  # noqa: E402
-from lab.ablations.trained import TrainingNeededError  # noqa: E402
-from lab.drawing import evaluation as drawn_evaluation  # noqa: E402
-from lab.drawing import methods  # noqa: E402
-from lab.drawing.evaluation import Evaluation  # noqa: E402
-from lab.drawing.methods import METHODS, SHIPPED, Decoupled, Nested  # noqa: E402
-from lab.drawing.picture_files import PictureFiles  # noqa: E402
-from lab.drawing.studio import Sampling, Studio, run_node  # noqa: E402
-from lab.measures import scores  # noqa: E402
-from lab.measures.scores import Scores, difference, estimate, measure  # noqa: E402
-from lab.report.page import BEGIN, END, conclusions_of  # noqa: E402
-from lab.subjects.held_out import held_out_subject, held_out_subjects  # noqa: E402
-from nested_core.attention import ValueNorm  # noqa: E402
-from nested_core.training.base_model import SUBJECT, Caption  # noqa: E402
-from nested_core.training.nested_attention import NestedSubjects  # noqa: E402
+sys.path += [str(ROOT), str(ROOT / "demo")]
+from tiny_world import models, world
+from tiny_world_weights import random_weights
+
+from lab import evaluate
+from lab.ablations import decoupled, training
+from lab.ablations.encoders import ABLATIONS
+from lab.ablations.trained import TrainingNeededError
+from lab.drawing import evaluation as drawn_evaluation
+from lab.drawing import methods
+from lab.drawing.evaluation import Evaluation
+from lab.drawing.methods import METHODS, SHIPPED, Decoupled, Nested
+from lab.drawing.picture_files import PictureFiles
+from lab.drawing.studio import Sampling, Studio, run_node
+from lab.measures import scores
+from lab.measures.scores import Scores, difference, estimate, measure
+from lab.report.page import BEGIN, END, conclusions_of
+from lab.subjects.held_out import held_out_subject, held_out_subjects
+from nested_core.attention import ValueNorm
+from nested_core.training.base_model import SUBJECT, Caption
+from nested_core.training.nested_attention import NestedSubjects
 
 STEPS = 2
 NESTED, DECOUPLED = Nested("nested", SHIPPED), Decoupled("decoupled", SHIPPED, strength=0.7)

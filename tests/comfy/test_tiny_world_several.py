@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("accelerate")
-ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
-sys.path += [str(ROOT), str(ROOT / "demo")]
-from tiny_world import world  # noqa: E402
-from tiny_world_weights import random_weights  # noqa: E402
+from pack import ROOT
 
-from lab import evaluate  # noqa: E402
-from lab.ablations import open_base  # noqa: E402
-from lab.drawing import groups  # noqa: E402
-from lab.measures.bleed import measure_group  # noqa: E402
-from lab.subjects.groups import SETTINGS, group_prompt  # noqa: E402
-from lab.training import data  # noqa: E402
+sys.path += [str(ROOT), str(ROOT / "demo")]
+from tiny_world import world
+from tiny_world_weights import random_weights
+
+from lab import evaluate
+from lab.ablations import open_base
+from lab.drawing import groups
+from lab.measures.bleed import measure_group
+from lab.subjects.groups import SETTINGS, group_prompt
+from lab.training import data
 
 OPEN = [name for name, setting in SETTINGS.items() if not setting.says_places]
 SAID = [name for name, setting in SETTINGS.items() if setting.says_places]

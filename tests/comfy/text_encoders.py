@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +150,3 @@ def lora_file(family: str) -> str:
     safetensors.torch.save_file(weights, folder / f"{family}.safetensors")
     folder_paths.filename_list_cache.clear()
     return f"{family}.safetensors"
-
-
-def warnings(caplog) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelno >= logging.WARNING and "Nested Attention" in record.getMessage()
-    ]

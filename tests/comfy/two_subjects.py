@@ -16,7 +16,6 @@ import torch
 TOLERANCE = 1e-4  # float32 against float64 over two sampler steps; measured 1e-6
 ROUNDING = 1e-5  # float32, other sizes of the same matrix products
 VISIBLE = 1e-3  # what the subjects must change, so that a missing one is noticed
-NOUNS = {"<anna>": "woman", "<rex>": "dog"}
 LONG = "very " * 80
 LONGER = "very " * 160
 
@@ -43,10 +42,8 @@ class Two:
     clip: Any
 
     def encode(self, text: str) -> Pair:
-        plain = text
-        for token, noun in NOUNS.items():
-            plain = plain.replace(token, noun)
-        return Pair(self.scene.encode(self.clip, text), self.scene.encode(self.scene.clip, plain))
+        plain = self.scene.encode(self.scene.clip, scenes.plain_prompt(text))
+        return Pair(self.scene.encode(self.clip, text), plain)
 
     def naive(self, token: str, **settings: Any) -> reference.NaiveSubject:
         return self.scene.naive({"<anna>": self.anna, "<rex>": self.rex}[token], **settings)
@@ -61,7 +58,7 @@ def make_two(family: str, seed: int = 0, scene: scenes.Scene | None = None, **bi
     anna, rex = scene.subject(seed), scene.subject(seed + 1)
     bindings = [
         scene.bind(subject, token, noun, **binding)
-        for subject, (token, noun) in zip((anna, rex), NOUNS.items(), strict=True)
+        for subject, (token, noun) in zip((anna, rex), scenes.NOUNS.items(), strict=True)
     ]
     return Two(scene, anna, rex, *scene.apply(*bindings))
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+from tensors import random
 from torch import Tensor
 
 from nested_core.attention import BoundToken, ValueNorm
 
 
-def random_tensor(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def random_layer(batch=2, heads=3, pixels=7, text_tokens=5, head_dim=4, seed=0):
-    query = random_tensor(batch, heads, pixels, head_dim, seed=seed)
-    key, value = (random_tensor(batch, heads, text_tokens, head_dim, seed=seed + i) for i in (1, 2))
+    query = random(batch, heads, pixels, head_dim, seed=seed)
+    key, value = (random(batch, heads, text_tokens, head_dim, seed=seed + i) for i in (1, 2))
     return query, key, value
 
 

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from delta_reference import bound_token, by_value_table, plain, random_layer, random_tensor
+from delta_reference import bound_token, by_value_table, plain, random_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import random
 
 from nested_core import attention
 from nested_core.attention import ValueNorm
@@ -45,7 +46,7 @@ def test_the_delta_equals_the_value_table(
         region = torch.rand(batch, 1, pixels, 1, generator=torch.Generator().manual_seed(index))
         tokens.append(
             bound_token(
-                random_tensor(batch, heads, pixels, head_dim, seed=10 + index),
+                random(batch, heads, pixels, head_dim, seed=10 + index),
                 position,
                 mode,
                 strength=strength,
@@ -69,15 +70,15 @@ def test_nested_values_scale_by_the_square_root_of_the_head_width():
 
 
 def test_heads_survive_a_round_trip():
-    merged = random_tensor(2, 5, 12, seed=0)
+    merged = random(2, 5, 12, seed=0)
     split = attention.split_heads(merged, 3)
     assert torch.equal(split[1, 2, 4], merged[1, 4, 8:12])
     assert torch.equal(attention.merge_heads(split), merged)
 
 
 class TestValueNorm:
-    TEXT = random_tensor(2, 3, 1, 4, seed=1)
-    VALUES = random_tensor(2, 3, 7, 4, seed=2)
+    TEXT = random(2, 3, 1, 4, seed=1)
+    VALUES = random(2, 3, 7, 4, seed=2)
 
     def test_per_head_makes_every_head_as_long_as_its_text_value(self):
         normed = attention.normalise_values(self.VALUES, self.TEXT, ValueNorm("per_head", 2.0))
@@ -119,7 +120,7 @@ class TestExactlyNothing:
     )
     def test_without_strength_or_region(self, settings):
         query, key, value = random_layer()
-        token = bound_token(random_tensor(2, 3, 7, 4, seed=9), [1, 4], **settings)
+        token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], **settings)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta, torch.zeros_like(query))
 
@@ -127,7 +128,7 @@ class TestExactlyNothing:
         query, key, value = random_layer()
         region = torch.zeros(2, 1, 7, 1)
         region[:, :, 3] = 1.0
-        token = bound_token(random_tensor(2, 3, 7, 4, seed=9), [1, 4], region=region)
+        token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], region=region)
         delta = attention.replacement_delta(query, key, value, [token])
         assert torch.equal(delta[:, :, :3], torch.zeros(2, 3, 3, 4))
         assert bool((delta[:, :, 3] != 0).all())
@@ -135,7 +136,7 @@ class TestExactlyNothing:
 
 def test_several_subjects_add():
     query, key, value = random_layer()
-    first, second = (bound_token(random_tensor(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
+    first, second = (bound_token(random(2, 3, 7, 4, seed=i), [i, i]) for i in (1, 3))
     both = attention.replacement_delta(query, key, value, [first, second])
     alone = [attention.replacement_delta(query, key, value, [token]) for token in (first, second)]
     torch.testing.assert_close(both, sum(alone))
@@ -143,7 +144,7 @@ def test_several_subjects_add():
 
 def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
     query, key, value = random_layer(pixels=29)
-    token = bound_token(random_tensor(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
+    token = bound_token(random(2, 3, 29, 4, seed=9), [1, 4], token_weight=3.0)
     whole = attention.replacement_delta(query, key, value, [token])
     monkeypatch.setattr(attention, "_MAX_TABLE_ELEMENTS", 2 * 3 * 5 * 4)
     pieces = attention.replacement_delta(query, key, value, [token])
@@ -154,7 +155,7 @@ def test_a_table_over_the_budget_is_computed_in_pieces(monkeypatch):
 def test_half_precision_inputs_are_computed_in_float32(dtype, tolerance):
     """Tolerance: the rounding of the inputs themselves."""
     query, key, value = (each.to(dtype) for each in random_layer())
-    values = random_tensor(2, 3, 7, 4, seed=9).to(dtype)
+    values = random(2, 3, 7, 4, seed=9).to(dtype)
     delta = attention.replacement_delta(query, key, value, [bound_token(values, [1, 4])])
     assert delta.dtype == torch.float32
     exact = attention.replacement_delta(
@@ -168,7 +169,7 @@ def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
     query, key, value = random_layer(pixels=29)
     positions = [[1, 4], [0, 2], [3, 3]]
     tokens = [
-        bound_token(random_tensor(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
+        bound_token(random(2, 3, 29, 4, seed=9), each, token_weight=3.0, strength=0.0)
         for each in positions
     ]
     seen = torch.full((2, 3, 29), math.nan)
@@ -182,7 +183,7 @@ def test_what_was_seen_is_the_attention_before_any_weight(monkeypatch, budget):
 
 def test_looking_on_changes_nothing():
     query, key, value = random_layer()
-    token = bound_token(random_tensor(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
+    token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], token_weight=3.0)
     found = attention.replacement_delta(query, key, value, [token], torch.empty(2, 1, 7))
     assert torch.equal(found, attention.replacement_delta(query, key, value, [token]))
 
@@ -190,7 +191,7 @@ def test_looking_on_changes_nothing():
 def test_presence_is_a_region_of_that_much_everywhere():
     query, key, value = random_layer()
     settings = {"strength": 0.8, "token_weight": 3.0}
-    values = random_tensor(2, 3, 7, 4, seed=9)
+    values = random(2, 3, 7, 4, seed=9)
     present = bound_token(values, [1, 4], presence=0.4, **settings)
     _assert_equals_table(query, key, value, [present])
     everywhere = bound_token(values, [1, 4], region=torch.full((2, 1, 7, 1), 0.4), **settings)
@@ -205,7 +206,7 @@ def test_blended_values_are_the_column_of_the_value_table(mode):
     _, _, value = random_layer()
     region = torch.rand(2, 1, 7, 1, generator=torch.Generator().manual_seed(2))
     settings = {"strength": 1.4, "presence": 0.7, "region": region, "token_weight": 5.0}
-    token = bound_token(random_tensor(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
+    token = bound_token(random(2, 3, 7, 4, seed=9), [1, 4], mode, **settings)
     found = attention.blended_values(token, value.half())
     assert found.dtype == torch.float32
     exact = value.half().double()
@@ -229,7 +230,7 @@ class TestSeparation:
         positions = [[1, 4], [0, 2], [3, 3]]
         return [
             bound_token(
-                random_tensor(2, 3, pixels, 4, seed=9 + n),
+                random(2, 3, pixels, 4, seed=9 + n),
                 positions[n],
                 share=shares[n],
                 **settings,
@@ -237,9 +238,7 @@ class TestSeparation:
             for n in range(number)
         ]
 
-    @pytest.mark.parametrize(
-        "separation", [_everywhere(1.0), random_tensor(2, 1, 7, 1, seed=6).sigmoid()]
-    )
+    @pytest.mark.parametrize("separation", [_everywhere(1.0), random(2, 1, 7, 1, seed=6).sigmoid()])
     @pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
     @pytest.mark.parametrize("budget", [attention._MAX_TABLE_ELEMENTS, 2 * 3 * 5 * 2])
     def test_every_knob_equals_the_value_table(self, monkeypatch, separation, mode, budget):
@@ -261,7 +260,7 @@ class TestSeparation:
         share = torch.zeros(2, 1, 1, 7, 1)
         share[0, :, :, :3], share[1, :, :, 3:] = 1.0, 1.0
         tokens = [
-            bound_token(random_tensor(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
+            bound_token(random(1, 1, 7, 4, seed=20 + n), [2 * n], "none", share=share[n])
             for n in range(2)
         ]
         found = attention.replacement_delta(
@@ -300,7 +299,7 @@ class TestSeparation:
 
     def test_the_only_owner_of_everything_changes_nothing(self):
         layer = random_layer()
-        values, everything = random_tensor(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
+        values, everything = random(2, 3, 7, 4, seed=9), torch.ones(2, 1, 7, 1)
         owner = bound_token(values, [1, 4], share=everything, strength=0.7)
         found = attention.replacement_delta(*layer, [owner], separation=_everywhere(0.6))
         torch.testing.assert_close(found, attention.replacement_delta(*layer, [owner]))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
+from tensors import tensors_of
 
 from nested_core import hashing
 from nested_core.checkpoint import detect, encoder_hash, load_encoder, save_encoder, shards
@@ -24,11 +25,6 @@ def saved(tmp_path: Path, make_encoder: Any) -> Path:
     path = tmp_path / "face.safetensors"
     save_encoder(make_encoder(), path)
     return path
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """Copies, so that the file can be written anew."""
-    return load(path.read_bytes())
 
 
 def rewrite(path: Path, tensors: Any = None, **metadata: str | None) -> Path:

@@ -8,13 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import random
 from torch import Tensor
 
 from nested_core import competition
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _blob(height: int, width: int, down: float, across: float, spread: float = 0.12) -> Tensor:
@@ -32,13 +29,13 @@ class TestContrast:
         torch.testing.assert_close(competition.contrast(seen), (seen / mean).log())
 
     def test_does_not_hear_how_much_attention_there_is_in_all(self):
-        seen = _random(3, 5, 7).exp()
+        seen = random(3, 5, 7).exp()
         torch.testing.assert_close(
             competition.contrast(seen / 100), competition.contrast(seen), rtol=1e-5, atol=1e-5
         )
 
     def test_each_map_is_by_itself(self):
-        maps = _random(2, 3, 5, 7).exp()
+        maps = random(2, 3, 5, 7).exp()
         alone = torch.stack([torch.stack([competition.contrast(m) for m in row]) for row in maps])
         torch.testing.assert_close(competition.contrast(maps), alone)
 
@@ -52,7 +49,7 @@ class TestContrast:
         assert int(found.argmax()) == 4 + 2
 
     def test_half_precision_is_read_in_full(self):
-        assert competition.contrast(_random(4, 4).exp().half()).dtype == torch.float32
+        assert competition.contrast(random(4, 4).exp().half()).dtype == torch.float32
 
 
 class TestComparability:
@@ -113,7 +110,7 @@ class TestShares:
     )
     @settings(max_examples=60, deadline=None)
     def test_sum_to_one(self, batch, subjects, height, width, scale):
-        found = competition.shares(scale * _random(*batch, subjects, height, width))
+        found = competition.shares(scale * random(*batch, subjects, height, width))
         assert found.shape == (*batch, subjects, height, width)
         assert bool((found >= 0).all())
         torch.testing.assert_close(found.sum(dim=-3), torch.ones(*batch, height, width))
@@ -126,7 +123,7 @@ class TestShares:
     @pytest.mark.parametrize("size", [(8, 8), (1, 9), (1, 1)])
     def test_evidence_without_news_is_divided_equally(self, size):
         constant = torch.tensor([3.1, -0.7])[:, None, None].expand(-1, *size)
-        rounding = 1e-7 * _random(2, *size)
+        rounding = 1e-7 * random(2, *size)
         found = competition.shares(constant + rounding)
         torch.testing.assert_close(found, torch.full((2, *size), 0.5), rtol=0, atol=0.02)
 
@@ -134,7 +131,7 @@ class TestShares:
     @pytest.mark.parametrize("noise", [0.0, 0.5])
     def test_find_the_sides_of_two_subjects(self, size, noise):
         evidence = torch.stack([_blob(*size, 0.5, 0.2), _blob(*size, 0.5, 0.8)])
-        left, right = competition.shares(evidence + noise * _random(2, *size))
+        left, right = competition.shares(evidence + noise * random(2, *size))
         middle = size[1] // 2
         assert float(left[:, : middle - 1].mean()) > 0.95
         assert float(right[:, middle + 1 :].mean()) > 0.95
@@ -193,13 +190,13 @@ class TestShares:
         assert float(of_small[18:21, 19:22].mean()) > 0.95
 
     def test_each_row_is_by_itself(self):
-        rows = _random(4, 3, 9, 7)
+        rows = random(4, 3, 9, 7)
         alone = torch.stack([competition.shares(row) for row in rows])
         torch.testing.assert_close(competition.shares(rows), alone)
 
 
 class TestMasks:
-    EVIDENCE = _random(2, 3, 6, 8)
+    EVIDENCE = random(2, 3, 6, 8)
     LEFT = torch.zeros(2, 6, 8).index_fill(2, torch.arange(4), 1.0)
 
     def _owned(self, *masks: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from delta_reference import bound_token, by_value_table, plain, random_layer, random_tensor
+from delta_reference import bound_token, by_value_table, plain, random_layer
+from tensors import random
 
 from nested_core.attention import JointSoftmax
 from nested_core.kernels import KERNELS
@@ -32,7 +33,7 @@ def _softmax_over(query, key, value) -> JointSoftmax:
 def test_the_delta_and_the_maps_equal_the_table(kernel, is_joint, separation, settings):
     query, key, value = random_layer(text_tokens=TEXT + (IMAGE if is_joint else 0))
     shares = [None, None] if separation is None else torch.rand(2, 2, 1, 7, 1).unbind()
-    values = [random_tensor(*query.shape, seed=20 + nth) for nth in range(2)]
+    values = [random(*query.shape, seed=20 + nth) for nth in range(2)]
     tokens = [
         bound_token(values[0], [1, 4], share=shares[0], **settings),
         bound_token(values[1], [3, 0], "all_heads", share=shares[1]),

@@ -8,42 +8,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from map_records import COARSE, FINE, random_values, record_of, spot_at
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import ImageDraw
 
-from nested_core.families.unet_sites import AttentionSite
-from nested_core.maps import SHEETS, MapRecord, RecordPlan, SiteMap, ValuePicture, draw_sheet
+from nested_core.maps import SHEETS, SiteMap, ValuePicture, draw_sheet
 from nested_core.maps.canvas import GAP, MARGIN, TITLE
 from nested_core.maps.colours import subject_colour
 from nested_core.maps.panels import LARGE, MEDIUM, SMALL, map_size
 
-_FINE, _COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
 _NAME = 28  # px from the top of a name's square into what stands below
 _SQUARE = 12
 
 
-def _spot(x: float, peak: float = 0.4, grid: tuple[int, int] = (16, 16)) -> torch.Tensor:
-    """A round spot whose centre lies at the share x of the width."""
-    rows, columns = ((torch.arange(count) + 0.5) / count for count in grid)
-    distance = (rows[:, None] - 0.5) ** 2 + (columns[None] - x) ** 2
-    return (peak * torch.exp(-distance / 0.01)).half()
-
-
-def _record(*maps: SiteMap) -> MapRecord:
-    record = MapRecord(RecordPlan())
-    record.begin(4)
-    for each in maps:
-        record.add(each)
-    return record
-
-
-def _of(token: str, attention: torch.Tensor, step=0, site=_FINE, picture=0, values=None) -> SiteMap:
+def _of(token: str, attention: torch.Tensor, step=0, site=FINE, picture=0, values=None) -> SiteMap:
     return SiteMap(step, 4, site, picture, token, attention, values)
 
 
 def _values(grid: tuple[int, int] = (16, 16)) -> ValuePicture:
-    colours = torch.randn(*grid, 3, generator=torch.Generator().manual_seed(0)).half()
-    return ValuePicture(colours, torch.tensor([0.5, -0.5, 0.25]).half(), 0.87)
+    return random_values(grid, text=(0.5, -0.5, 0.25))
 
 
 def _name_at(sheet: np.ndarray, place: int) -> tuple[int, int]:
@@ -73,7 +56,7 @@ def _hottest(cell: np.ndarray) -> float:
     "show, side", [("overview", LARGE), ("resolutions", MEDIUM), ("steps", SMALL)]
 )
 def test_a_map_stands_under_its_own_name_on_a_scale_for_all(show, side):
-    record = _record(_of("<anna>", _spot(0.25)), _of("<rex>", _spot(0.75, peak=0.2)))
+    record = record_of(_of("<anna>", spot_at(0.25)), _of("<rex>", spot_at(0.75, peak=0.2)))
     sheet = draw_sheet(record, show)
     anna, rex = (_cells(sheet, side, GAP, 1, place)[0] for place in (0, 1))
     assert _hottest(anna) == pytest.approx(0.25, abs=0.08)
@@ -84,7 +67,7 @@ def test_a_map_stands_under_its_own_name_on_a_scale_for_all(show, side):
 @pytest.mark.parametrize("show", SHEETS)
 def test_a_name_is_written_in_the_colour_of_its_square_and_the_first_comes_first(monkeypatch, show):
     tokens = ("<rex>", "<anna>", "<ben>")
-    record = _record(*(_of(token, _spot(0.5), values=_values()) for token in tokens))
+    record = record_of(*(_of(token, spot_at(0.5), values=_values()) for token in tokens))
     written, write = {}, ImageDraw.ImageDraw.text
 
     def text(self, xy, text, fill=None, font=None, anchor=None):
@@ -101,21 +84,21 @@ def test_a_name_is_written_in_the_colour_of_its_square_and_the_first_comes_first
 
 
 def test_steps_stand_in_their_order():
-    record = _record(*(_of("<anna>", _spot(0.2 + 0.2 * step), step) for step in (2, 0, 1, 3)))
+    record = record_of(*(_of("<anna>", spot_at(0.2 + 0.2 * step), step) for step in (2, 0, 1, 3)))
     cells = _cells(draw_sheet(record, "steps"), SMALL, GAP, 4)
     assert [_hottest(each) for each in cells] == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.05)
 
 
 def test_resolutions_stand_from_fine_to_coarse():
-    coarse = _spot(0.25, grid=(4, 4))
-    record = _record(_of("<anna>", coarse, site=_COARSE), _of("<anna>", _spot(0.75)))
+    coarse = spot_at(0.25, grid=(4, 4))
+    record = record_of(_of("<anna>", coarse, site=COARSE), _of("<anna>", spot_at(0.75)))
     cells = _cells(draw_sheet(record, "resolutions"), MEDIUM, GAP, 2)
     assert _hottest(cells[0]) == pytest.approx(0.75, abs=0.08)
     assert _hottest(cells[1]) < 0.5
 
 
 def test_all_subjects_and_their_overlap_stand_behind_the_maps():
-    record = _record(_of("<anna>", _spot(0.3)), _of("<rex>", _spot(0.6, peak=0.2)))
+    record = record_of(_of("<anna>", spot_at(0.3)), _of("<rex>", spot_at(0.6, peak=0.2)))
     *_, together, overlap = _cells(draw_sheet(record, "overview"), LARGE, 20, 4)
     assert _hottest(overlap) == pytest.approx(0.45, abs=0.05)
     for place, x in enumerate((0.3, 0.6)):
@@ -125,7 +108,7 @@ def test_all_subjects_and_their_overlap_stand_behind_the_maps():
 
 
 def test_the_image_lies_under_every_map_the_right_way_round():
-    record = _record(_of("<anna>", _spot(0.3)), _of("<rex>", _spot(0.6, peak=0.2)))
+    record = record_of(_of("<anna>", spot_at(0.3)), _of("<rex>", spot_at(0.6, peak=0.2)))
     black, half = np.zeros((2, 8, 8, 3), dtype=np.float32)
     half[:, :4] = 1.0
     dark, light = (
@@ -139,7 +122,7 @@ def test_the_image_lies_under_every_map_the_right_way_round():
 
 
 def test_the_one_value_of_the_text_stands_right_of_the_values_of_the_pixels():
-    sheet = draw_sheet(_record(_of("<anna>", _spot(0.5), values=_values())), "values")
+    sheet = draw_sheet(record_of(_of("<anna>", spot_at(0.5), values=_values())), "values")
     nested, flat = (np.unique(each.reshape(-1, 3), axis=0) for each in _cells(sheet, SMALL, 2, 2))
     assert len(nested) > 100
     assert len(flat) == 1
@@ -149,18 +132,18 @@ def test_the_one_value_of_the_text_stands_right_of_the_values_of_the_pixels():
 def test_a_sheet_of_one_picture_of_a_batch_is_that_of_the_picture_alone(show):
     """But for the title, which says the picture only where there are several."""
     of_picture = [
-        _of("<anna>", _spot(0.25), picture=3, values=_values()),
-        _of("<rex>", _spot(0.75), 1, picture=3, values=_values()),
+        _of("<anna>", spot_at(0.25), picture=3, values=_values()),
+        _of("<rex>", spot_at(0.75), 1, picture=3, values=_values()),
     ]
     finer = (24, 24)
     of_another = [
-        _of(token, _spot(0.5, 0.9, finer), step, site, 1, _values(finer))
+        _of(token, spot_at(0.5, 0.9, finer), step, site, 1, _values(finer))
         for token in ("<anna>", "<rex>", "<ben>")
         for step in (0, 1, 2)
-        for site in (_FINE, _COARSE)
+        for site in (FINE, COARSE)
     ]
-    alone = draw_sheet(_record(*of_picture), show, 3)
-    of_batch = draw_sheet(_record(*of_picture, *of_another), show, 3)
+    alone = draw_sheet(record_of(*of_picture), show, 3)
+    of_batch = draw_sheet(record_of(*of_picture, *of_another), show, 3)
     below, width = MARGIN + 2 * TITLE, min(alone.shape[1], of_batch.shape[1]) - MARGIN
     assert len(of_batch) == len(alone)
     assert np.array_equal(of_batch[below:, :width], alone[below:, :width])

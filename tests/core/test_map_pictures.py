@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from map_records import random_values, spot_at
 from PIL import ImageDraw
 
 from nested_core.families.unet_sites import AttentionSite
@@ -30,16 +31,7 @@ _COARSE = [AttentionSite("middle", 0, index) for index in range(3)]
 
 
 def _spot(grid: tuple[int, int], x: float, peak: float) -> torch.Tensor:
-    """A round spot whose centre lies at the share x of the width."""
-    rows, columns = ((torch.arange(count) + 0.5) / count for count in grid)
-    distance = (rows[:, None] - 0.5) ** 2 + (columns[None] - x) ** 2
-    return (peak * torch.exp(-distance / 0.02)).half()
-
-
-def _values(grid: tuple[int, int]) -> ValuePicture:
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.randn(*grid, 3, generator=generator).half()
-    return ValuePicture(colours, torch.zeros(3).half(), 0.87)
+    return spot_at(x, peak, grid, spread=0.02)
 
 
 def _record(tokens=("<anna>", "<rex>"), grid=(8, 8), steps=(0, 1), pictures=(0,), values=True):
@@ -53,7 +45,7 @@ def _record(tokens=("<anna>", "<rex>"), grid=(8, 8), steps=(0, 1), pictures=(0,)
             for step in steps:
                 for site in [*_FINE, *_COARSE]:
                     own = grid if site in _FINE else half
-                    made = _values(own) if values and step == max(steps) else None
+                    made = random_values(own) if values and step == max(steps) else None
                     spot = _spot(own, x, peak)
                     record.add(SiteMap(step, max(steps) + 1, site, picture, token, spot, made))
     return record
@@ -177,7 +169,7 @@ def test_values_of_many_sites_are_chosen_evenly(pen, count, expected):
     for place in range(count):
         for index in range(70):
             site = AttentionSite("output", 0, index)
-            made = _values((8, 8))
+            made = random_values((8, 8))
             record.add(SiteMap(1, 2, site, 0, f"<{place}>", _spot((8, 8), 0.5, 0.1), made))
     draw_sheet(record, "values")
     assert sum("87 %" in text for text in pen.texts) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from map_records import COARSE, FINE, record_of
 
 from nested_core.errors import SiteError
 from nested_core.families.unet_sites import AttentionSite
@@ -18,20 +19,10 @@ from nested_core.maps import (
     parse_steps,
 )
 
-_FINE, _COARSE = AttentionSite("output", 3, 1), AttentionSite("middle", 0, 0)
 
-
-def _map(attention, step=0, site=_FINE, picture=0, token="<anna>", values=None, num_steps=4):
+def _map(attention, step=0, site=FINE, picture=0, token="<anna>", values=None, num_steps=4):
     attention = torch.as_tensor(attention, dtype=torch.float16)
     return SiteMap(step, num_steps, site, picture, token, attention, values)
-
-
-def _record(*maps: SiteMap, plan: RecordPlan | None = None) -> MapRecord:
-    record = MapRecord(plan or RecordPlan())
-    record.begin(4)
-    for each in maps:
-        record.add(each)
-    return record
 
 
 def _values(number: float) -> ValuePicture:
@@ -102,32 +93,32 @@ def test_no_values_are_wanted_without_values():
 
 def test_the_plan_reads_sites_as_bindings_do():
     plan = RecordPlan.from_text(sites="m0")
-    assert plan.sites.select([_FINE, _COARSE]) == {_COARSE}
+    assert plan.sites.select([FINE, COARSE]) == {COARSE}
     with pytest.raises(SiteError, match="cannot read"):
         RecordPlan.from_text(sites="q")
 
 
 def test_maps_of_the_same_place_are_averaged():
-    record = _record(_map([[0.0, 0.25]]), _map([[0.5, 0.25]]), _map([[1.0, 0.25]]))
+    record = record_of(_map([[0.0, 0.25]]), _map([[0.5, 0.25]]), _map([[1.0, 0.25]]))
     assert len(record.maps) == 1
     assert record.maps[0].attention.tolist() == [[0.5, 0.25]]
 
 
 @pytest.mark.parametrize(
-    "other", [{"step": 1}, {"site": _COARSE}, {"picture": 1}, {"token": "<rex>"}]
+    "other", [{"step": 1}, {"site": COARSE}, {"picture": 1}, {"token": "<rex>"}]
 )
 def test_maps_of_different_places_stay_apart(other):
-    record = _record(_map([[0.0]]), _map([[1.0]], **other))
+    record = record_of(_map([[0.0]]), _map([[1.0]], **other))
     assert [each.attention.item() for each in record.maps] == [0.0, 1.0]
 
 
 def test_maps_of_one_site_on_several_grids_stay_apart():
-    record = _record(_map([[0.0]]), _map([[1.0, 1.0]]), _map([[0.5]]))
+    record = record_of(_map([[0.0]]), _map([[1.0, 1.0]]), _map([[0.5]]))
     assert [each.attention.tolist() for each in record.maps] == [[[0.25]], [[1.0, 1.0]]]
 
 
 def test_pictures_are_in_their_order_and_tokens_in_that_of_their_appearance():
-    record = _record(
+    record = record_of(
         _map([[0.0]], picture=2, token="<rex>"), _map([[0.0]], picture=0), _map([[0.0]], picture=1)
     )
     assert record.pictures == [0, 1, 2]
@@ -138,9 +129,9 @@ def test_one_picture_of_a_batch_is_summed_up_without_the_others():
     other = [
         _map([[0.9] * 4], step, site, picture=1, values=_values(9))
         for step in (0, 1)
-        for site in (_FINE, _COARSE)
+        for site in (FINE, COARSE)
     ]
-    record = _record(_map([[0.5, 0.25]], values=_values(1)), *other, _map([[0.5]], token="<rex>"))
+    record = record_of(_map([[0.5, 0.25]], values=_values(1)), *other, _map([[0.5]], token="<rex>"))
     alone = torch.tensor([[0.5, 0.25]])
     assert record.finest_grid(0) == (1, 2)
     assert torch.equal(record.mean(0, "<anna>"), alone)
@@ -153,7 +144,7 @@ def test_one_picture_of_a_batch_is_summed_up_without_the_others():
 
 
 def test_the_latest_values_of_a_place_stay():
-    record = _record(
+    record = record_of(
         _map([[0, 0]], values=_values(1)), _map([[0, 0]], values=_values(2)), _map([[0, 0]])
     )
     values = record.maps[0].values
@@ -162,7 +153,7 @@ def test_the_latest_values_of_a_place_stay():
 
 
 def test_a_new_sampling_forgets_the_last():
-    record = _record(_map([[1.0]]), _map([[1.0]], step=1))
+    record = record_of(_map([[1.0]]), _map([[1.0]], step=1))
     record.begin(7)
     record.add(_map([[0.5]]))
     record.add(_map([[0.0]]))
@@ -175,7 +166,7 @@ def test_a_new_sampling_forgets_the_last():
 )
 def test_a_map_is_float16_on_the_cpu(attention):
     with pytest.raises(AssertionError):
-        SiteMap(0, 4, _FINE, 0, "<anna>", attention)
+        SiteMap(0, 4, FINE, 0, "<anna>", attention)
 
 
 def test_an_unused_record_says_that_nothing_was_sampled():
@@ -184,39 +175,39 @@ def test_an_unused_record_says_that_nothing_was_sampled():
 
 
 def test_an_empty_record_says_what_was_recorded_and_what_to_check():
-    record = _record(plan=RecordPlan.from_text("30-40"))
+    record = record_of(plan=RecordPlan.from_text("30-40"))
     with pytest.raises(MapError, match=r"4 steps \(0 to 3\).*'30-40'.*token.*CLIP of Apply"):
         record.require_maps()
-    _record(_map([[1.0]])).require_maps()
+    record_of(_map([[1.0]])).require_maps()
 
 
 def test_the_mean_counts_each_map_once_on_the_finest_grid():
     fine = _map([[0.4, 0.0], [0.0, 0.0]])
     later = _map([[0.8, 0.0], [0.0, 0.0]], step=1)
-    coarse = _map([[0.3]], site=_COARSE)
-    mean = _record(coarse, fine, later, _map([[9.0]], token="<rex>")).mean(0, "<anna>")
+    coarse = _map([[0.3]], site=COARSE)
+    mean = record_of(coarse, fine, later, _map([[9.0]], token="<rex>")).mean(0, "<anna>")
     expected = torch.tensor([[1.5, 0.3], [0.3, 0.3]]) / 3
     torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-4)  # maps are float16
 
 
 def test_the_mean_of_equal_maps_is_that_map_to_the_last_digit():
     map_of = torch.linspace(0.001, 0.9, 8).half()[None]
-    record = _record(*(_map(map_of, step=step) for step in range(3)))
+    record = record_of(*(_map(map_of, step=step) for step in range(3)))
     assert torch.equal(record.mean(0, "<anna>"), map_of.float())
 
 
 def test_maps_shrink_by_area_and_grow_smoothly():
-    small = _record(_map([[0.0, 1.0], [0.0, 0.5], [0.0, 0.5], [1.0, 0.0]]))
+    small = record_of(_map([[0.0, 1.0], [0.0, 0.5], [0.0, 0.5], [1.0, 0.0]]))
     assert small.mean(0, "<anna>", grid=(1, 2)).tolist() == [[0.25, 0.5]]
-    large = _record(_map([[0.0, 1.0]]))
+    large = record_of(_map([[0.0, 1.0]]))
     assert large.mean(0, "<anna>", grid=(1, 4)).tolist() == [[0.0, 0.25, 0.75, 1.0]]
 
 
 def test_by_step_and_by_resolution_split_what_the_mean_joins():
-    record = _record(
+    record = record_of(
         _map([[1.0, 1.0]], step=2),
         _map([[0.5, 0.5]], step=1),
-        _map([[0.25]], step=1, site=_COARSE),
+        _map([[0.25]], step=1, site=COARSE),
     )
     by_step = record.by_step(0, "<anna>")
     assert {step: each.tolist() for step, each in by_step.items()} == {
@@ -245,7 +236,7 @@ def test_by_step_and_by_resolution_split_what_the_mean_joins():
 )
 def test_overlap_is_the_second_largest_of_maps_at_their_peaks(maps, expected, share):
     tokens = [f"<{number}>" for number in range(len(maps))]
-    record = _record(*(_map([row], token=token) for row, token in zip(maps, tokens, strict=True)))
+    record = record_of(*(_map([row], token=token) for row, token in zip(maps, tokens, strict=True)))
     second, found = record.overlap(0, tokens)
     # Maps are float16.
     torch.testing.assert_close(second, torch.tensor([expected]), rtol=1e-3, atol=1e-4)
@@ -253,16 +244,16 @@ def test_overlap_is_the_second_largest_of_maps_at_their_peaks(maps, expected, sh
 
 
 def test_values_come_in_network_order():
-    record = _record(
+    record = record_of(
         _map([[0.0, 0.0]], values=_values(1)),
-        _map([[0.0, 0.0]], site=_COARSE, values=_values(2)),
+        _map([[0.0, 0.0]], site=COARSE, values=_values(2)),
         _map([[0.0, 0.0]], site=AttentionSite("input", 4, 0)),
     )
-    assert [each.site for each in record.values(0, "<anna>")] == [_COARSE, _FINE]
+    assert [each.site for each in record.values(0, "<anna>")] == [COARSE, FINE]
 
 
 def test_values_of_a_site_are_those_of_its_latest_step():
-    record = _record(
+    record = record_of(
         _map([[0.0, 0.0]], step=1, values=_values(1)), _map([[0.0, 0.0]], step=2, values=_values(2))
     )
     assert [each.step for each in record.values(0, "<anna>")] == [2]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import random
 from torch.nn import functional
 
 from nested_core.attention import nested_values
@@ -21,11 +22,6 @@ from nested_core.subject import (
     relative_weights,
     subject_from_features,
 )
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 # ---- weights: how they are written ----
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from safetensors import safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
+from tensors import tensors_of
 
 from nested_core.checkpoint import (
     detect,
@@ -33,11 +34,6 @@ def saved(tmp_path: Path, make_subject: Any) -> Path:
     path = tmp_path / "anna.safetensors"
     save_subject(make_subject(references=(4, 4)), path)
     return path
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """Copies, so that the file can be written anew."""
-    return load(path.read_bytes())
 
 
 def rewrite(path: Path, tensors: Any = None, **changes: Any) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensors import random
 
 from nested_core.maps import value_picture
-
-
-def _random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _layer(channels=8, heads=2, grid=(5, 6), seed=0):
     """Values with a clear order of their components, and a text value."""
     stretch = torch.tensor([8.0, 4.0, 2.0, 0.5] + [0.1] * (heads * channels - 4))
-    points = _random(grid[0] * grid[1], heads * channels, seed=seed) * stretch + 1.0
-    turn = torch.linalg.qr(_random(heads * channels, heads * channels, seed=seed + 1)).Q
+    points = random(grid[0] * grid[1], heads * channels, seed=seed) * stretch + 1.0
+    turn = torch.linalg.qr(random(heads * channels, heads * channels, seed=seed + 1)).Q
     values = (points @ turn).view(-1, heads, channels).transpose(0, 1)
-    return values, _random(heads, 1, channels, seed=seed + 2), grid
+    return values, random(heads, 1, channels, seed=seed + 2), grid
 
 
 def _by_svd(values, text_value):
@@ -48,7 +45,7 @@ def test_components_are_found_where_many_others_are_half_as_large():
     """As in real layers: without enough directions and rounds, the picture is of a mixture."""
     grid = (24, 24)
     stretch = torch.tensor([4.0, 3.0, 2.0, *[1.7] * 5, *[1.0] * 24])
-    values = (_random(grid[0] * grid[1], 32, seed=3) * stretch)[None]
+    values = (random(grid[0] * grid[1], 32, seed=3) * stretch)[None]
     found = value_picture(values, torch.zeros(1, 1, 32), grid).colours.double().flatten(0, 1)
     expected, _ = _by_svd(values, torch.zeros(1, 1, 32))
     found = found * (found * expected).sum(0).sign()
@@ -81,14 +78,14 @@ def test_signs_stay_when_values_move_a_little():
     values, text_value, grid = _layer()
     first = value_picture(values, text_value, grid).colours.float().flatten(0, 1)
     for seed in range(10, 20):
-        moved = values + 0.01 * _random(*values.shape, seed=seed)
+        moved = values + 0.01 * random(*values.shape, seed=seed)
         second = value_picture(moved, text_value, grid).colours.float().flatten(0, 1)
         assert ((first * second).sum(0) > 0).all()
 
 
 @pytest.mark.parametrize("number", [0.0, 1.0, 1e4])
 def test_equal_values_are_zeros(number):
-    values = _random(2, 1, 8, seed=0).repeat(1, 6, 1) * number
+    values = random(2, 1, 8, seed=0).repeat(1, 6, 1) * number
     found = value_picture(values, torch.ones(2, 1, 8), (2, 3))
     assert not found.colours.any()
     assert not found.flat.any()
@@ -98,7 +95,7 @@ def test_equal_values_are_zeros(number):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 8), (1, 6, 1), (1, 2, 2)])
 def test_few_pixels_or_channels_are_no_trouble(shape):
     found = value_picture(
-        _random(*shape, seed=0), _random(shape[0], 1, shape[2], seed=1), (1, shape[1])
+        random(*shape, seed=0), random(shape[0], 1, shape[2], seed=1), (1, shape[1])
     )
     assert found.colours.isfinite().all()
     assert found.colours.shape == (1, shape[1], 3)

@@ -12,7 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(os.environ.get("NESTED_ATTENTION_ROOT") or Path(__file__).parents[2])
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
 def load_file(name: str, path: Path) -> ModuleType:
@@ -50,6 +54,12 @@ class Server:
 
     def run(self, prompt: dict[str, Any]) -> Any:
         return self._ask(lambda client: client.run(prompt))
+
+    def pixels(self, image: dict[str, str]) -> np.ndarray:
+        """Of a picture that a node says it wrote."""
+        file = self.base / image["type"] / image.get("subfolder", "") / image["filename"]
+        with Image.open(file) as opened:
+            return np.asarray(opened.convert("RGB"))
 
     def texts_of(self, prompt: dict[str, Any]) -> dict[str, str]:
         """Runs the prompt; what each node shows at its end, read as the page reads it."""

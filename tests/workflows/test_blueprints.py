@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from blueprint_graphs import APPLY, SEPARATION, SUBJECT, flat_graph, plain_graph
 from graph_to_api import api_prompt
-from PIL import Image
 from serving import ROOT
-from test_page import _wait_until, page  # noqa: F401
+from test_page import _wait_until, chips, page  # noqa: F401
 from test_page import pytestmark as in_the_page
 from tiny_graphs import Prompt
 
@@ -166,14 +165,9 @@ def test_what_is_inside_agrees_with_the_nodes(server, path):
 # --- in the page
 
 
-def _pixels(server, image: dict[str, str]) -> np.ndarray:
-    with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as file:
-        return np.asarray(file.convert("RGB"))
-
-
 def _drawn(server, prompt: Prompt) -> np.ndarray:
     (image,) = server.run(prompt)["save"]["images"]
-    return _pixels(server, image)
+    return server.pixels(image)
 
 
 def _search_and_drop(page, name: str) -> None:  # noqa: F811
@@ -208,10 +202,11 @@ for (const [name, value] of Object.entries(values)) {
   widget.callback?.(value);
 }
 """
-_CHIPS = (
-    "[...document.querySelectorAll('.nested-attention-chip')].map((each) => [each.textContent,"
-    " each.classList.contains('lit'), new URL(each.querySelector('img').src).searchParams.get(%r)])"
-)
+
+
+def _chips(parameter: str) -> str:
+    """With what the address of the chip's photograph says."""
+    return chips(f"new URL(each.querySelector('img').src).searchParams.get({parameter!r})")
 
 
 def _wire(page, flat: Prompt, which: list[str]) -> None:  # noqa: F811
@@ -260,8 +255,8 @@ def test_a_dropped_blueprint_draws_what_its_nodes_draw(server, page, name, vue):
     said = [token for token in photographs if token in flat["positive"]["inputs"]["text"]]
     # A chip for each subject under the prompt, which says it, and under the negative one.
     expected = sorted([[token, lit, photographs[token]] for token in said for lit in (False, True)])
-    chips = f"return JSON.stringify({_CHIPS % 'filename'}.sort())"
-    _wait_until(page, f"{chips} === {json.dumps(json.dumps(expected, separators=(',', ':')))}", 10)
+    shown = f"return JSON.stringify({_chips('filename')}.sort())"
+    _wait_until(page, f"{shown} === {json.dumps(json.dumps(expected, separators=(',', ':')))}", 10)
     assert page.execute_script("return document.querySelector('.nested-attention-note')") is None
 
     page.execute_async_script("const done = arguments[0]; app.queuePrompt(0, 1).then(() => done())")
@@ -269,12 +264,12 @@ def test_a_dropped_blueprint_draws_what_its_nodes_draw(server, page, name, vue):
     prefix = json.dumps(flat["save"]["inputs"]["filename_prefix"])
     _wait_until(page, f"return {saved}?.filename.startsWith({prefix})", 30)
     image = page.execute_script(f"return {saved}")
-    picture = _pixels(server, image)
+    picture = server.pixels(image)
     assert np.array_equal(picture, _drawn(server, flat))
     assert not np.array_equal(picture, _drawn(server, plain))
     # After the run a chip shows what the encoder saw.
     _wait_until(
-        page, f"return {_CHIPS % 'subfolder'}.every((each) => each[2] === 'nested_attention')", 10
+        page, f"return {_chips('subfolder')}.every((each) => each[2] === 'nested_attention')", 10
     )
     # Not what the page failed to fetch: it asks for the models of its own first graph.
     said = [

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 from graph_to_api import api_prompt
-from serving import ROOT
+from serving import EXAMPLES, ROOT
 from tiny_graphs import two_subjects, with_tiny_models
 
 pytestmark = [
@@ -21,7 +21,6 @@ pytestmark = [
     ),
 ]
 
-EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 _ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",
@@ -43,6 +42,12 @@ app.loadGraphData(graph, true, true, name)
   .then((prompt) => done({prompt: prompt.output}))
   .catch((error) => done({error: String(error)}));
 """
+
+
+def chips(*also: str) -> str:
+    """An expression of the page: of every chip its text, whether it is lit, and so on for `each`."""
+    said = ", ".join(("each.textContent", "each.classList.contains('lit')", *also))
+    return f"[...document.querySelectorAll('.nested-attention-chip')].map((each) => [{said}])"
 
 
 @pytest.fixture(scope="module")

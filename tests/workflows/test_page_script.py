@@ -7,13 +7,10 @@ import time
 
 import pytest
 from serving import ROOT
-from test_page import _OPEN, _wait_until, page, pytestmark  # noqa: F401
+from test_page import _OPEN, _wait_until, chips, page, pytestmark  # noqa: F401
 from tiny_graphs import two_subjects
 
-_CHIPS = (
-    "[...document.querySelectorAll('.nested-attention-chip')]"
-    ".map((each) => [each.textContent, each.classList.contains('lit')])"
-)
+_CHIPS = chips()
 _NOTES = "[...document.querySelectorAll('.nested-attention-note')].map((each) => each.textContent)"
 
 

@@ -7,16 +7,13 @@ import time
 
 import pytest
 from serving import ROOT
-from test_page import _OPEN, _wait_until, page, pytestmark  # noqa: F401
+from test_page import _OPEN, _wait_until, chips, page, pytestmark  # noqa: F401
 from test_page_script import _WITH_SUBJECT, _of_ours, rendering  # noqa: F401
 from test_tiny_templates import give_tiny_world
 from tiny_graphs import two_subjects
 
 TINY = ROOT / "demo" / "custom_nodes" / "tiny_world" / "example_workflows"
-_CHIPS = (
-    "[...document.querySelectorAll('.nested-attention-chip')].map((each) =>"
-    " [each.textContent, each.classList.contains('lit'), each.querySelector('img')?.naturalWidth > 0])"
-)
+_CHIPS = chips("each.querySelector('img')?.naturalWidth > 0")
 _COUNTS = "[app.graph.nodes.length, Object.values(app.graph.serialize().links).length]"
 _LAYERS = "document.querySelectorAll('.nested-attention-panel .nested-attention-above').length"
 

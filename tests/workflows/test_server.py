@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graph_to_api import api_prompt
 from PIL import Image
-from serving import ROOT, client_module
+from serving import EXAMPLES, ROOT, client_module
 from tiny_graphs import ENCODER_NAME, VISION_NAME, one_photograph, two_subjects, with_tiny_models
 
 pytestmark = pytest.mark.server
@@ -24,7 +24,6 @@ DRAWING = (
     "attention_maps",
 )
 SHOWN_FOLDER = "nested_attention"  # what our own nodes show, beside Preview Image's pictures
-EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 # Ids, inputs and their types: public, in other people's workflows. They never change.
 PUBLIC = {
@@ -176,13 +175,7 @@ def _picture_of(server, outputs, kind: str) -> np.ndarray:
         if image["type"] == folder and image["subfolder"] != SHOWN_FOLDER
     ]
     (image,) = found
-    return _pixels(server, image)
-
-
-def _pixels(server, image: dict[str, str]) -> np.ndarray:
-    file = server.base / image["type"] / image.get("subfolder", "") / image["filename"]
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB"))
+    return server.pixels(image)
 
 
 def _pictures(outputs) -> list[str]:
@@ -304,7 +297,7 @@ def test_each_picture_of_a_batch_has_its_subject(server):
 
     def batch() -> list[np.ndarray]:
         images = server.run(prompt)["save"]["images"]
-        return [_pixels(server, image) for image in images]
+        return [server.pixels(image) for image in images]
 
     alone = batch()
     prompt["anna binding"]["inputs"]["subject"] = ["row", 0]
@@ -449,7 +442,7 @@ def test_nodes_show_their_subjects_after_a_run_and_again_where_they_are_cached(s
     prompt["sampler"]["inputs"]["seed"] = 21
     outputs = server.run(prompt)
     shown = {
-        node: [_pixels(server, image) for image in outputs[node]["images"]]
+        node: [server.pixels(image) for image in outputs[node]["images"]]
         for node in ("anna subject", "anna binding", "rex subject", "rex binding", "apply")
     }
     with Image.open(server.base / "input" / "anna.jpg") as photo:

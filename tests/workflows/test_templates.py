@@ -7,14 +7,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from serving import ROOT, load_file
+from serving import EXAMPLES, ROOT, load_file
 
-TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 PHOTOGRAPHS = ROOT / "nodes" / "photographs"
 EXAMPLE = "NestedAttention_ExamplePhotograph"
 LARGEST_PHOTOGRAPH = 5_000  # bytes
 LARGEST_CARD = 60_000
-each_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+each_template = pytest.mark.parametrize("template", EXAMPLES, ids=lambda path: path.stem)
 
 
 def nodes_of(template) -> list[dict]:

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 from graph_to_api import api_prompt
-from PIL import Image
 from serving import ROOT, load_file
 from tiny_world import files, prompts
 
@@ -35,8 +34,7 @@ def _prompt(server, name: str):
 def _drawn(server, prompt) -> np.ndarray:
     (save,) = (node for node, entry in prompt.items() if entry["class_type"] == "SaveImage")
     (image,) = server.run(prompt)[save]["images"]
-    with Image.open(server.base / "output" / image["filename"]) as file:
-        return np.asarray(file.convert("RGB"), np.float32) / 255.0
+    return server.pixels(image).astype(np.float32) / 255.0
 
 
 def test_the_files_are_the_templates_made_over():
