@@ -28,12 +28,12 @@ def by_value_table(query, key, value, tokens, separation=None):
     for token in tokens:
         for row, position in enumerate(token.position.tolist()):
             text = value[row, :, position][:, None]
-            m, star = _region_and_star(token, value, row)
+            m, star = region_and_star(token, value, row)
             offered = text + token.strength * m * (star - text)
             if token.share is not None:
                 owners = text.expand_as(star).clone()
                 for other in (each for each in tokens if each.share is not None):
-                    _, star_t = _region_and_star(other, value, row)
+                    _, star_t = region_and_star(other, value, row)
                     share = other.share[row].double()
                     owners += share * other.strength * other.presence * (star_t - text)
                 taken = 0.0 if separation is None else separation[row].double()
@@ -43,7 +43,7 @@ def by_value_table(query, key, value, tokens, separation=None):
     return torch.einsum("bhpt,bhptd->bhpd", logits.softmax(-1), table)
 
 
-def _region_and_star(token, value, row):
+def region_and_star(token, value, row):
     """m(q) and the normed v*(q) of one row, in float64."""
     text = value[row, :, token.position[row]][:, None]
     star = token.values[row].double()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from delta_reference import bound_token, by_value_table, plain, random_layer
+from delta_reference import bound_token, by_value_table, plain, random_layer, region_and_star
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensors import random
@@ -211,7 +211,7 @@ def test_blended_values_are_the_column_of_the_value_table(mode):
     assert found.dtype == torch.float32
     exact = value.half().double()
     for row, position in enumerate((1, 4)):
-        m, star = _region_and_star(token, exact, row)
+        m, star = region_and_star(token, exact, row)
         text = exact[row, :, position][:, None]
         expected = text + 1.4 * m * (star - text)
         torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
