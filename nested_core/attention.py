@@ -28,6 +28,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from .joint import JointSoftmax
 from .shapes import Float, Int
 
 ValueNormMode = Literal["per_head", "all_heads", "none"]
@@ -129,19 +130,6 @@ class BoundToken:
     share: Float[Tensor, "batch 1 pixels 1"] | None = None
 
 
-@dataclass(frozen=True)
-class JointSoftmax:
-    """A softmax that runs over more keys than the text's, as in layers that join text and image.
-
-    Attributes:
-        log_sum_exp: of each pixel's logits over all keys.
-        output: of the layer for each pixel, over all keys.
-    """
-
-    log_sum_exp: Float[Tensor, "batch heads pixels 1"]
-    output: Float[Tensor, "batch heads pixels head_dim"]
-
-
 def replacement_delta(
     query: Float[Tensor, "batch heads pixels head_dim"],
     text_key: Float[Tensor, "batch heads text_tokens head_dim"],
@@ -182,13 +170,13 @@ def _delta_of_pixels(
     separation: Tensor | None,
     joint: JointSoftmax | None,
 ) -> Tensor:
-    logits = query @ key.mT * query.shape[-1] ** -0.5
-    if joint is None:
-        attention = logits.softmax(dim=-1)
-    else:
-        attention = (logits - joint.log_sum_exp[:, :, pixels].float()).exp()
     text_values = [_rows_at(value, token.position) for token in bound_tokens]
-    columns = [_columns_at(attention, token.position) for token in bound_tokens]
+    attention = torch.empty(0)
+    if joint is None:
+        attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+        columns = [_columns_at(attention, token.position) for token in bound_tokens]
+    else:
+        columns = [_column_among_all(query, key, each, pixels, joint) for each in bound_tokens]
     gains = [_gain(token, pixels) for token in bound_tokens]
     if seen is not None:
         seen[:, :, pixels] = torch.stack([each.mean(dim=(1, 3)) for each in columns], dim=1)
@@ -198,7 +186,7 @@ def _delta_of_pixels(
     total = 1.0
     delta = torch.zeros_like(query)
     if any(token.token_weight != 1.0 for token in bound_tokens):
-        plain = attention @ value if joint is None else joint.output[:, :, pixels].float()
+        plain = joint.output[:, :, pixels].float() if joint is not None else attention @ value
         surplus = [column * (gain - 1.0) for column, gain in zip(columns, gains, strict=True)]
         total = 1.0 + sum(surplus)
         weighted = sum((s * v for s, v in zip(surplus, text_values, strict=True)), start=plain)
@@ -278,6 +266,18 @@ def _rows_at(value: Tensor, position: Tensor) -> Tensor:
 def _columns_at(attention: Tensor, position: Tensor) -> Tensor:
     """`attention[b, :, :, position[b]]` as `[batch, heads, pixels, 1]`."""
     return attention.take_along_dim(position.view(-1, 1, 1, 1), dim=3)
+
+
+def _column_among_all(
+    query: Tensor, key: Tensor, token: BoundToken, pixels: slice, joint: JointSoftmax
+) -> Tensor:
+    """The attention to one text token, `[batch, heads, pixels, 1]`, in a softmax over more keys."""
+    logits = query @ _rows_at(key, token.position).mT * query.shape[-1] ** -0.5
+    if joint.text_bias is not None:
+        bias = joint.text_bias.float()
+        bias = bias[:, :, pixels] if bias.shape[2] > 1 else bias
+        logits = logits + _columns_at(bias.expand(len(query), -1, -1, -1), token.position)
+    return (logits - joint.log_sum_exp[:, :, pixels].float()).exp()
 
 
 def _pixel_slices(query: Tensor, key: Tensor) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from .families import DEFAULT_FAMILY, FAMILIES
 from .words import MAX_NOUN_CHARACTERS, word_problem
 
 HiddenState = Literal["penultimate", "last"]
+NestedKey = Literal["plain", "model_norm"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class EncoderConfig:
     Attributes:
         base: a name for people.
         family: of the base model, by name; it says what the names of the sites mean.
+        nested_key: how nested keys are used, as projected or behind the norm that the model itself
+            puts on the keys of its text.
     """
 
     noun: str
@@ -59,15 +62,17 @@ class EncoderConfig:
     resampler: ResamplerConfig
     value_norm: ValueNorm
     family: str = DEFAULT_FAMILY.name
+    nested_key: NestedKey = "plain"
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Equal configurations give equal text.
 
-        The default family is left out: files and hashes are what they were before there was another.
+        Defaults that older files do not have are left out, so that their hashes stay.
         """
         data = asdict(self)
-        if self.family == DEFAULT_FAMILY.name:
-            del data["family"]
+        for name, default in _LATER_DEFAULTS.items():
+            if data[name] == default:
+                del data[name]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -88,14 +93,18 @@ class EncoderConfig:
                 "The file was not written by this project's tools, or is damaged: get it again."
             ) from error
         section = _Section(where, "config", data)
-        family = section.data.get("family", DEFAULT_FAMILY.name)
+        later = {name: section.data.get(name, each) for name, each in _LATER_DEFAULTS.items()}
         config = cls(
             noun=section.text("noun"),
             base=section.text("base"),
             image_encoder=section.inner("image_encoder").as_dataclass(ImageEncoderConfig),
             resampler=section.inner("resampler").as_dataclass(ResamplerConfig),
             value_norm=section.inner("value_norm").as_dataclass(ValueNorm),
-            family=_choice(where, "config.family", family, tuple(FAMILIES)),
+            family=_choice(where, "config.family", later["family"], tuple(FAMILIES)),
+            nested_key=cast(
+                "NestedKey",
+                _choice(where, "config.nested_key", later["nested_key"], get_args(NestedKey)),
+            ),
         )
         _check_image_encoder(config, where)
         config.check_ranges(where)
@@ -116,6 +125,8 @@ class EncoderConfig:
                         f"{_REMEDY}"
                     )
 
+
+_LATER_DEFAULTS: Mapping[str, str] = {"family": DEFAULT_FAMILY.name, "nested_key": "plain"}
 
 # The widest models of today have a quarter of these sizes. Beyond a hundredfold length a value leaves
 # half precision, and below a thousandth nothing is left of the subject.

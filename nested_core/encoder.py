@@ -31,6 +31,17 @@ class SiteProjections(nn.Module):
         return self.to_k(subject_tokens), self.to_v(subject_tokens)
 
 
+class _Level(nn.ModuleDict):
+    """One part of the sites' paths.
+
+    A path may use a word that is a method of every module: Flux has sites `double.0`. `ModuleDict`
+    refuses such names, though nothing here looks a module up as an attribute.
+    """
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[key] = module
+
+
 class Encoder(nn.Module):
     """One trained encoder. Its state dict has exactly the tensor names of the native file format.
 
@@ -62,7 +73,7 @@ class Encoder(nn.Module):
             site: site_dims[site] for site in self.family.in_network_order(site_dims)
         }
         self.resampler = Resampler(config.resampler, extras)
-        self.sites = nn.ModuleDict()
+        self.sites = _Level()
         for site, inner_dim in self.site_dims.items():
             self._add_site(site, SiteProjections(config.resampler.output_dim, inner_dim))
         self.requires_grad_(False)
@@ -73,8 +84,8 @@ class Encoder(nn.Module):
         *outer, last = site.path.split(".")
         for part in outer:
             if part not in level:
-                level[part] = nn.ModuleDict()
-            level = cast("nn.ModuleDict", level[part])
+                level[part] = _Level()
+            level = cast("_Level", level[part])
         level[last] = projections
 
     def encode(
@@ -89,7 +100,11 @@ class Encoder(nn.Module):
 
     def projections(self, site: Site) -> SiteProjections:
         """The projections of one site; the same object at every call."""
-        return cast("SiteProjections", self.sites.get_submodule(site.path))
+        level = self.sites
+        *outer, last = site.path.split(".")
+        for part in outer:
+            level = cast("_Level", level[part])
+        return cast("SiteProjections", level[last])
 
     def project(
         self, site: Site, subject_tokens: Float[Tensor, "*batch tokens token_dim"]

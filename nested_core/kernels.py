@@ -11,7 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .attention import BoundToken, JointSoftmax, replacement_delta
+from .attention import BoundToken, replacement_delta
+from .joint import JointSoftmax
 from .shapes import Float
 
 

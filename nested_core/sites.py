@@ -6,7 +6,7 @@ only the model's family knows: see `families`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -76,3 +76,14 @@ class SiteSelector:
 
 
 EVERY_SITE = SiteSelector()
+
+
+def spelled_ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers in short: `0-3+7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -124,10 +124,13 @@ class CallPlan:
             for each in occurrences
         )
 
-    def on_grid(self, owner: object, where: Tensor | None, grid: Grid | None) -> Tensor | None:
+    def on_grid(
+        self, owner: object, where: Tensor | None, grid: Grid | None, frames: int = 1
+    ) -> Tensor | None:
         """A map `[rows, 1, height, width]` on the grid of a site, `[rows, 1, pixels, 1]`.
 
-        Resized once per grid and call. None where there is no map, or no grid for it.
+        Resized once per grid and call. None where there is no map, or no grid for it. All frames of
+        a video have the same.
 
         Args:
             owner: whose only map it is.
@@ -135,6 +138,6 @@ class CallPlan:
         if where is None or grid is None:
             return None
         if (owner, grid) not in self._resized:
-            resized = functional.interpolate(where, size=grid, mode="area")
-            self._resized[owner, grid] = resized.flatten(2).unsqueeze(-1)
+            resized = functional.interpolate(where, size=grid, mode="area").flatten(2)
+            self._resized[owner, grid] = resized.repeat(1, 1, frames).unsqueeze(-1)
         return self._resized[owner, grid]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ..attention import (
     nested_values,
     split_heads,
 )
+from ..joint import JointSoftmax
 from ..kernels import KERNELS, Kernel
 from ..sites import Site
 from .plan import ActiveSubject, CallPlan, Grid, RowGroup, Rows, TokenOccurrence
@@ -23,24 +24,41 @@ from .sighting import Sighting, Watch
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The queries of a site.
+    """The queries of a site, frame by frame.
 
     Attributes:
-        grid: height and width; where nobody knows them, all pixels are in one row.
+        grid: height and width of a frame; where nobody knows them, all pixels are in one row.
         whole: the same, if these are the pixels of all that was planned for; else None.
     """
 
     grid: Grid
     whole: Grid | None
+    frames: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SiteInputs:
+    """What an attention layer reads.
+
+    Attributes:
+        query: of the pixels, `[rows, heads, pixels, head_dim]`.
+        key, value: of the text, `[rows, heads, text_tokens, head_dim]`.
+        joint: of some rows, where the layer's softmax is over more keys than the text's.
+        nested_key: makes nested keys `[1, tokens, inner]` what the layer's keys are, such as by its
+            norm; None: they are used as projected.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    joint: Callable[[Rows], JointSoftmax] | None = None
+    nested_key: Callable[[Tensor], Tensor] | None = None
 
 
 def site_deltas(
     plan: CallPlan,
     site: Site,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
+    inputs: SiteInputs,
     pixels: Pixels,
     attention: AttentionFunction,
     watch: Watch | None = None,
@@ -49,13 +67,11 @@ def site_deltas(
     """What the subjects add to this site's output, `[rows of a group, pixels, inner]`, group by group.
 
     Args:
-        query, key, value: `[rows, pixels or text_tokens, inner]`.
         attention: see `nested_values`.
         watch: told of what the site has shown.
     """
-    query, key, value = (split_heads(each, num_heads) for each in (query, key, value))
     values = {
-        subject: values_of(subject, site, query, attention)
+        subject: values_of(subject, site, inputs.query, attention, inputs.nested_key)
         for subject in plan.subjects
         if site in subject.sites
     }
@@ -65,44 +81,61 @@ def site_deltas(
         if not occurrences:
             continue
         rows = group.rows
-        seen = None if watch is None else _room_for_maps(group, occurrences, pixels.grid)
+        seen = None if watch is None else _room_for_maps(group, occurrences, pixels)
         tokens = [
-            _bound_token(plan, each, values[each.subject], rows, key.shape[2], pixels.whole)
+            _bound_token(plan, each, values[each.subject], rows, inputs.key.shape[2], pixels)
             for each in occurrences
         ]
         delta = kernel(
-            query[rows],
-            key[rows],
-            value[rows],
+            inputs.query[rows],
+            inputs.key[rows],
+            inputs.value[rows],
             tokens,
             None if seen is None else seen.flatten(2),  # a view: what is written stays
-            plan.on_grid(group, group.separation, pixels.whole),
+            plan.on_grid(group, group.separation, pixels.whole, pixels.frames),
+            None if inputs.joint is None else inputs.joint(rows),
         )
         deltas.append((rows, merge_heads(delta)))
         if watch is not None and seen is not None:
             bindings = tuple(each.subject.binding for each in occurrences)
             is_on_grid = pixels.whole is not None
-            sighting = Sighting(site, group.row_numbers, bindings, seen, is_on_grid)
-            watch.saw(sighting, tokens, value[rows])
+            shown = seen.mean(dim=2)  # over the frames
+            sighting = Sighting(site, group.row_numbers, bindings, shown, is_on_grid)
+            watch.saw(sighting, tokens, inputs.value[rows])
     return deltas
 
 
 def values_of(
-    subject: ActiveSubject, site: Site, query: Tensor, attention: AttentionFunction
+    subject: ActiveSubject,
+    site: Site,
+    query: Tensor,
+    attention: AttentionFunction,
+    nested_key: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """v*(q) of a subject for all rows that contain it, `[rows, heads, pixels, head_dim]`."""
+    """v*(q) of a subject for all rows that contain it, `[rows, heads, pixels, head_dim]`.
+
+    Where a layer has fewer heads of keys than of queries, several heads of queries share one.
+    """
     projected = subject.keys_values.by_site[site]
     query = query[subject.rows]
-    key, value = (
-        split_heads(each.to(query), query.shape[1]).expand(len(query), -1, -1, -1)
-        for each in (projected.key, projected.value)
+    num_heads, head_dim = query.shape[1], query.shape[3]
+    key = projected.key if nested_key is None else nested_key(projected.key.to(query))
+
+    def of_heads(each: Tensor) -> Tensor:
+        split = split_heads(each.to(query), each.shape[-1] // head_dim)
+        split = split.repeat_interleave(num_heads // split.shape[1], dim=1)
+        return split.expand(len(query), -1, -1, -1)
+
+    return nested_values(
+        query, of_heads(key), of_heads(projected.value), attention, projected.log_weights
     )
-    return nested_values(query, key, value, attention, projected.log_weights)
 
 
-def _room_for_maps(group: RowGroup, occurrences: Sequence[TokenOccurrence], grid: Grid) -> Tensor:
-    device = occurrences[0].positions.device
-    return torch.empty(len(group.row_numbers), len(occurrences), *grid, device=device)
+def _room_for_maps(
+    group: RowGroup, occurrences: Sequence[TokenOccurrence], pixels: Pixels
+) -> Tensor:
+    shape = (len(group.row_numbers), len(occurrences), pixels.frames, *pixels.grid)
+    return torch.empty(shape, device=occurrences[0].positions.device)
 
 
 def _bound_token(
@@ -111,11 +144,11 @@ def _bound_token(
     values: Tensor,
     rows: Rows,
     num_text_tokens: int,
-    grid: Grid | None,
+    pixels: Pixels,
 ) -> BoundToken:
     subject = occurrence.subject
     binding = subject.binding
-    region = plan.on_grid(subject, subject.region, grid)
+    region = plan.on_grid(subject, subject.region, pixels.whole, pixels.frames)
     position = occurrence.positions_among(num_text_tokens, plan.num_text_tokens)
     assert position is not None
     values = values[occurrence.rows_of_subject]
@@ -127,5 +160,5 @@ def _bound_token(
         token_weight=binding.token_weight,
         region=None if region is None else region[rows],
         presence=subject.presence,
-        share=plan.on_grid(occurrence, occurrence.share, grid),
+        share=plan.on_grid(occurrence, occurrence.share, pixels.whole, pixels.frames),
     )

@@ -6,11 +6,12 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .family import Family
+from .transformers import TRANSFORMERS
 from .unet import UNET
 
 AnyFamily = Family[Any]
 
-FAMILIES: dict[str, AnyFamily] = {UNET.name: UNET}
+FAMILIES: dict[str, AnyFamily] = {each.name: each for each in (UNET, *TRANSFORMERS)}
 # Of files that name none: older than the other families, or made by somebody else.
 DEFAULT_FAMILY: AnyFamily = UNET
 

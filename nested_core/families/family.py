@@ -108,8 +108,7 @@ class Family(ABC, Generic[SiteT]):
     def site(self, path: str) -> SiteT:
         """The site of an encoder file's name, `sites.PATH.to_k.weight`.
 
-        A path is made of words and numbers joined by dots, and none goes on where another ends. It
-        becomes the path of a module: no word is one that torch's modules use, such as `double`.
+        A path is made of words and numbers joined by dots, and none goes on where another ends.
 
         Raises:
             SiteError: no path of this family.
@@ -159,8 +158,8 @@ class Family(ABC, Generic[SiteT]):
         """Which of a site's keys are the text tokens, where the prompt has `num_text_tokens`."""
 
     @abstractmethod
-    def pixel_queries(self, num_queries: int, num_text_tokens: int) -> slice:
-        """Which of a site's queries are the picture's pixels."""
+    def pixel_queries(self, num_queries: int, num_text_tokens: int, num_pixels: int) -> slice:
+        """Which of a site's queries are the picture's pixels, where its grid has `num_pixels`."""
 
     # ---- 5: the grid of those pixels
 

@@ -66,7 +66,7 @@ class UNetFamily(Family[AttentionSite]):
     def text_keys(self, num_keys: int, num_text_tokens: int) -> slice:
         return slice(0, num_keys)
 
-    def pixel_queries(self, num_queries: int, num_text_tokens: int) -> slice:
+    def pixel_queries(self, num_queries: int, num_text_tokens: int, num_pixels: int) -> slice:
         return slice(0, num_queries)
 
     def grids(self, latent_size: Grid) -> list[Grid]:

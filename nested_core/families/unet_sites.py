@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import SiteError
-from ..sites import EVERY_SITE, SiteSelector
+from ..sites import EVERY_SITE, SiteSelector, spelled_ranges
 
 _LETTERS = {"input": "d", "middle": "m", "output": "u"}
 _BLOCKS = {letter: block for block, letter in _LETTERS.items()}
@@ -69,17 +69,7 @@ def describe_sites(sites: Iterable[AttentionSite]) -> str:
     indices: dict[str, list[int]] = {}
     for site in in_network_order(sites):
         indices.setdefault(f"{_LETTERS[site.block]}{site.number}", []).append(site.index)
-    return " ".join(f"{block}.{_ranges(found)}" for block, found in indices.items())
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return " ".join(f"{block}.{spelled_ranges(found)}" for block, found in indices.items())
 
 
 @dataclass(frozen=True)

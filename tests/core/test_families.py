@@ -79,7 +79,7 @@ class _JointFamily(Family[_Layer]):
     def text_keys(self, num_keys: int, num_text_tokens: int) -> slice:
         return slice(0, num_text_tokens)
 
-    def pixel_queries(self, num_queries: int, num_text_tokens: int) -> slice:
+    def pixel_queries(self, num_queries: int, num_text_tokens: int, num_pixels: int) -> slice:
         return slice(num_text_tokens, num_queries)
 
     def grids(self, latent_size: Grid) -> list[Grid]:
@@ -185,12 +185,12 @@ def test_another_family_is_named_in_the_configuration(joint: EncoderConfig):
     assert EncoderConfig.from_json(joint.to_json(), "file") == joint
 
 
-@pytest.mark.parametrize("family", ["flux", "", None, 3, ["unet"]])
+@pytest.mark.parametrize("family", ["flux9", "", None, 3, ["unet"]])
 def test_an_unknown_family_is_refused(encoder_config: EncoderConfig, family: Any):
     text = json.dumps(json.loads(encoder_config.to_json()) | {"family": family})
     with pytest.raises(
         CheckpointError,
-        match=r"^anna\.safetensors: config\.family is .*, expected one of unet\. A newer",
+        match=r"^anna\.safetensors: config\.family is .*, expected one of unet, flux, .*, wan\. A newer",
     ):
         EncoderConfig.from_json(text, "anna.safetensors")
 
@@ -198,8 +198,8 @@ def test_an_unknown_family_is_refused(encoder_config: EncoderConfig, family: Any
 def test_an_encoder_of_an_unknown_family_is_not_built(
     encoder_config: EncoderConfig, few_site_dims: Mapping[AttentionSite, int]
 ):
-    with pytest.raises(CheckpointError, match=r"'flux': unknown, expected one of unet\. A newer"):
-        Encoder(replace(encoder_config, family="flux"), few_site_dims)
+    with pytest.raises(CheckpointError, match=r"'flux9': unknown, expected one of unet, flux, .*, wan\. A newer"):
+        Encoder(replace(encoder_config, family="flux9"), few_site_dims)
     assert family_named("unet") is UNET
 
 
@@ -234,7 +234,7 @@ def test_all_keys_of_a_unet_are_text_and_all_queries_pixels():
     assert list(range(80))[UNET.text_keys(77, 77)] == list(range(77))
     # A text that says every token twice arrives as one that was planned twice as long.
     assert UNET.text_keys(77, 154) == slice(0, 77)
-    assert UNET.pixel_queries(4096, 77) == slice(0, 4096)
+    assert UNET.pixel_queries(4096, 77, 4096) == slice(0, 4096)
 
 
 def test_a_unets_grids_halve_and_round_up_each_frame():

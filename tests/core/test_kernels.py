@@ -9,7 +9,7 @@ import torch
 from delta_reference import bound_token, by_value_table, plain, random_layer
 from tensors import random
 
-from nested_core.attention import JointSoftmax
+from nested_core.joint import JointSoftmax
 from nested_core.kernels import KERNELS
 
 TEXT, IMAGE = 6, 5

@@ -10,9 +10,10 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
+from ....nested_core.attention import split_heads
 from ....nested_core.call.plan import CallPlan, Rows
 from ....nested_core.call.sighting import Watch
-from ....nested_core.call.site import Pixels, site_deltas
+from ....nested_core.call.site import Pixels, SiteInputs, site_deltas
 from ....nested_core.families.family import Grid
 from ....nested_core.families.unet import UNET
 from ....nested_core.families.unet_sites import AttentionSite
@@ -108,9 +109,10 @@ class SiteCall:
         pixels = self._pixels(query, key, options)
         if pixels is None:
             return []
-        return site_deltas(
-            self.plan, site, query, key, value, heads, pixels, _host_attention, self.watch
+        inputs = SiteInputs(
+            split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
         )
+        return site_deltas(self.plan, site, inputs, pixels, _host_attention, self.watch)
 
     def base(
         self,
