@@ -44,15 +44,15 @@ class SiteInputs:
         query: of the pixels, `[rows, heads, pixels, head_dim]`.
         key, value: of the text, `[rows, heads, text_tokens, head_dim]`.
         joint: of some rows, where the layer's softmax is over more keys than the text's.
-        nested_key: makes nested keys `[1, tokens, inner]` what the layer's keys are, such as by its
-            norm; None: they are used as projected.
+        key_norm: what the model does to keys of its text, `[1, tokens, inner]`, for encoders that
+            were trained with it; None: nothing.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
     joint: Callable[[Rows], JointSoftmax] | None = None
-    nested_key: Callable[[Tensor], Tensor] | None = None
+    key_norm: Callable[[Tensor], Tensor] | None = None
 
 
 def site_deltas(
@@ -71,7 +71,7 @@ def site_deltas(
         watch: told of what the site has shown.
     """
     values = {
-        subject: values_of(subject, site, inputs.query, attention, inputs.nested_key)
+        subject: values_of(subject, site, inputs.query, attention, inputs.key_norm)
         for subject in plan.subjects
         if site in subject.sites
     }
@@ -110,7 +110,7 @@ def values_of(
     site: Site,
     query: Tensor,
     attention: AttentionFunction,
-    nested_key: Callable[[Tensor], Tensor] | None = None,
+    key_norm: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """v*(q) of a subject for all rows that contain it, `[rows, heads, pixels, head_dim]`.
 
@@ -119,7 +119,9 @@ def values_of(
     projected = subject.keys_values.by_site[site]
     query = query[subject.rows]
     num_heads, head_dim = query.shape[1], query.shape[3]
-    key = projected.key if nested_key is None else nested_key(projected.key.to(query))
+    key = projected.key
+    if key_norm is not None and subject.binding.subject.encoder.config.nested_key == "model_norm":
+        key = key_norm(key.to(query))
 
     def of_heads(each: Tensor) -> Tensor:
         split = split_heads(each.to(query), each.shape[-1] // head_dim)

@@ -1,0 +1,198 @@
+"""Diffusion transformers in ComfyUI: which models they are, their sites, widths and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.supported_models as configs
+from comfy.ldm.anima.model import Anima
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.ldm.wan.model import WanModel
+from torch import Tensor
+
+from ....nested_core.families import transformers as core
+from ....nested_core.families.block_sites import BlockSite
+from ....nested_core.families.family import Grid
+from ....nested_core.sites import Site
+from .model_call import ModelCall
+from .transformer_call import TransformerCall, put_up, put_up_compiled, take_down
+
+
+def original(module: Any) -> Any:
+    """The module itself, whoever compiled it."""
+    return getattr(module, "_orig_mod", module)
+
+
+@dataclass(frozen=True)
+class TransformerHost:
+    """How ComfyUI's models of one family are reached.
+
+    Attributes:
+        label: for messages.
+        models: the classes whose `diffusion_model`s these are, and no subclasses: those run in ways
+            of their own.
+        blocks: where the model keeps its blocks, by the letter of the kind of site.
+        width: of the keys of a block's text, heads * head_dim.
+        key_norm: the norm that a block puts on the keys of its text.
+        norms_heads: whether that norm is of each head, and not of all of them together.
+        tokenizers: the sets of tokens that a text encoder for these models makes.
+        not_configs: kinds of ComfyUI's `model_config` that share the class and are not of the family.
+        says_block: whether blocks say in the options which one is running.
+    """
+
+    family: core.TransformerFamily
+    label: str
+    models: tuple[type, ...]
+    blocks: Mapping[str, str]
+    width: Callable[[Any], int]
+    key_norm: Callable[[Any], Any]
+    tokenizers: tuple[frozenset[str], ...]
+    norms_heads: bool = True
+    not_configs: tuple[type, ...] = ()
+    says_block: bool = True
+
+    def fits(self, base_model: Any) -> bool:
+        """Whether a model of ComfyUI is of this family."""
+        model = original(getattr(base_model, "diffusion_model", None))
+        config = getattr(base_model, "model_config", None)
+        return type(model) in self.models and not isinstance(config, self.not_configs)
+
+    def blocks_of(self, model: Any) -> dict[BlockSite, Any]:
+        """The block of each site, in the order of the model's run."""
+        return dict(self._blocks(original(model)))
+
+    def _blocks(self, model: Any) -> Iterator[tuple[BlockSite, Any]]:
+        for kind in self.family.kinds.kinds:
+            for number, block in enumerate(getattr(model, self.blocks[kind.letter])):
+                yield BlockSite(kind, number), original(block)
+
+    def site_dims(self, model: Any) -> dict[Site, int]:
+        """Inner width of each site's keys."""
+        return {site: self.width(block) for site, block in self.blocks_of(model).items()}
+
+    def call(self, base_model: Any, x: Tensor, **common: Any) -> TransformerCall:
+        """What a call of the model needs to know; see `TransformerCall`.
+
+        Args:
+            x: the latent, `[rows, channels, (frames,) height, width]`.
+        """
+        model = original(base_model.diffusion_model)
+        blocks = self.blocks_of(model)
+        frames = x.shape[2] if x.ndim == 5 else 1
+        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]))
+        num_text = common["plan"].num_text_tokens
+        multiple = getattr(model, "pad_tokens_multiple", None) or 1
+        return TransformerCall(
+            **common,
+            family=self.family,
+            grid=grid,
+            num_text_keys=-(-num_text // multiple) * multiple,
+            num_blocks=len(blocks),
+            key_norms={site: partial(self._normed, block) for site, block in blocks.items()},
+        )
+
+    def _normed(self, block: Any, key: Tensor) -> Tensor:
+        """Nested keys `[1, tokens, inner]` behind the model's norm of its text's keys."""
+        norm = self.key_norm(block)
+        if not self.norms_heads:
+            return norm(key)
+        head_dim = norm.weight.shape[-1] if getattr(norm, "weight", None) is not None else None
+        if head_dim is None:
+            return norm(key)
+        return norm(key.unflatten(-1, (-1, head_dim))).flatten(-2)
+
+    def put_up(self, options: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
+        """A copy of the options in which the subjects of this call act."""
+        assert isinstance(call, TransformerCall)
+        return put_up(options, call, marks_blocks=not self.says_block)
+
+    def put_up_compiled(self, options: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
+        """The same for a compiled model."""
+        assert isinstance(call, TransformerCall)
+        return put_up_compiled(options, call)
+
+    def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options without anything of ours."""
+        return take_down(options)
+
+
+def _flux_norm(block: Any) -> Any:
+    norm = block.txt_attn.norm if hasattr(block, "txt_attn") else block.norm
+    return norm.key_norm
+
+
+def _sets(*names: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(each.split()) for each in names)
+
+
+TRANSFORMERS = (
+    TransformerHost(
+        core.FLUX,
+        "Flux and Chroma",
+        (Flux, Chroma),
+        {"d": "double_blocks", "s": "single_blocks"},
+        width=lambda block: block.hidden_size,
+        key_norm=_flux_norm,
+        tokenizers=_sets("l t5xxl", "t5xxl"),
+        not_configs=tuple(
+            getattr(configs, name) for name in ("Flux2", "LongCatImage") if hasattr(configs, name)
+        ),
+    ),
+    TransformerHost(
+        core.SD3,
+        "SD3 and SD3.5",
+        (OpenAISignatureMMDITWrapper,),
+        {"b": "joint_blocks"},
+        width=lambda block: (
+            block.context_block.attn.num_heads * block.context_block.attn.head_dim
+        ),
+        key_norm=lambda block: block.context_block.attn.ln_k,
+        tokenizers=_sets("l g t5xxl"),
+        says_block=False,
+    ),
+    TransformerHost(
+        core.QWEN_IMAGE,
+        "Qwen-Image",
+        (QwenImageTransformer2DModel,),
+        {"b": "transformer_blocks"},
+        width=lambda block: block.attn.heads * block.attn.dim_head,
+        key_norm=lambda block: block.attn.norm_added_k,
+        tokenizers=_sets("qwen25_7b"),
+    ),
+    TransformerHost(
+        core.LUMINA2,
+        "Lumina 2 and Z-Image",
+        (NextDiT,),
+        {"b": "layers"},
+        width=lambda block: block.attention.n_local_kv_heads * block.attention.head_dim,
+        key_norm=lambda block: block.attention.k_norm,
+        tokenizers=_sets("gemma2_2b", "qwen3_4b"),
+    ),
+    TransformerHost(
+        core.COSMOS_PREDICT2,
+        "Cosmos-Predict2 and Anima",
+        (MiniTrainDIT, Anima),
+        {"b": "blocks"},
+        width=lambda block: block.cross_attn.n_heads * block.cross_attn.head_dim,
+        key_norm=lambda block: block.cross_attn.k_norm,
+        tokenizers=_sets("t5xxl", "qwen3_06b t5xxl"),
+    ),
+    TransformerHost(
+        core.WAN,
+        "Wan 2.1 and 2.2",
+        (WanModel,),
+        {"b": "blocks"},
+        width=lambda block: block.cross_attn.dim,
+        key_norm=lambda block: block.cross_attn.norm_k,
+        norms_heads=False,
+        tokenizers=_sets("umt5xxl"),
+    ),
+)
