@@ -50,11 +50,8 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class GroupPrompt(Prompt):
-    """One picture of several subjects, and a photograph of each."""
-
-    photographs: tuple[world.Picture, ...]
+    """One picture of several subjects."""
 
     def visible(self, index: int) -> NDArray[np.bool_]:
         """The pixels of a subject, `[32, 32]`; who stands further right stands in front."""
@@ -86,8 +83,8 @@ def group_prompt(seed: int, name: str, index: int) -> GroupPrompt:
     photographs = tuple(world.reference_picture(draws, identity)[0] for identity in identities)
     return GroupPrompt(
         tuple(itertools.starmap(world.Placed, zip(identities, setting.places, strict=True))),
+        photographs,
         world.random_scene(draws),
         (UNSEEN, seed, _NOISE, number, index),
         setting.says_places,
-        photographs=photographs,
     )
