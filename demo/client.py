@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 
 Prompt = dict[str, dict[str, Any]]
-Progress = Callable[[str, int, int], None]
 Said = Callable[[str, str], None]
 
 _HISTORY_TRIES = 200
@@ -46,13 +45,10 @@ class ComfyClient:
             response.raise_for_status()
             return await response.json()
 
-    async def run(
-        self, prompt: Prompt, progress: Progress | None = None, said: Said | None = None
-    ) -> dict[str, Any]:
+    async def run(self, prompt: Prompt, said: Said | None = None) -> dict[str, Any]:
         """Runs the prompt; the outputs of its output nodes by node id.
 
-        `progress` is called with the node id, step and number of steps; `said` with the node id and
-        the text that the node shows.
+        `said` is called with the node id and the text that the node shows.
         """
         prompt_id = await self._queue(prompt)
         async for message in self._socket:
@@ -66,8 +62,6 @@ class ComfyClient:
             data = event["data"]
             if data.get("prompt_id") != prompt_id:
                 continue
-            if event["type"] == "progress" and progress is not None:
-                progress(data["node"], data["value"], data["max"])
             if event["type"] == "execution_error":
                 raise PromptError(
                     f"{data['node_type']} (node {data['node_id']}): {data['exception_message']}"
