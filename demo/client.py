@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+from PIL import Image
 
 Prompt = dict[str, dict[str, Any]]
 Said = Callable[[str, str], None]
@@ -70,11 +72,12 @@ class ComfyClient:
                 return await self._outputs(prompt_id)
         raise PromptError("the server closed the connection")
 
-    async def read_image(self, image: dict[str, str]) -> bytes:
-        """The file of a picture that an output names."""
+    async def read_image(self, image: dict[str, str]) -> Image.Image:
+        """The picture that an output names, in RGB."""
         async with self._session.get(f"{self._url}/view", params=image) as response:
             response.raise_for_status()
-            return await response.read()
+            with Image.open(io.BytesIO(await response.read())) as opened:
+                return opened.convert("RGB")
 
     async def _outputs(self, prompt_id: str) -> dict[str, Any]:
         # The server says that it is done a moment before it writes its history.

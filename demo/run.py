@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
-import io
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from client import ComfyClient, Prompt, PromptError
-from PIL import Image
 from tiny_world.files import ENCODER_FILE, WEIGHTS, MissingWeightsError, weights_file
 from tiny_world.prompts import PromptTextError, Request, draw_cast, psnr, read_prompt
 from tiny_world.sheet import Row, make_sheet, to_image
@@ -151,9 +149,8 @@ async def draw_all(server: str, requests: Iterable[Request], seed: int) -> list[
 
 async def draw(client: ComfyClient, graph: Prompt) -> Picture:
     outputs = await client.run(graph)
-    data = await client.read_image(outputs["save"]["images"][0])
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"), np.float32) / 255.0
+    image = await client.read_image(outputs["save"]["images"][0])
+    return np.asarray(image, np.float32) / 255.0
 
 
 def report(rows: list[Row]) -> dict[str, dict[str, float]]:

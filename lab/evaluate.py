@@ -115,11 +115,11 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         if row["style"] not in world.STYLES:
             what = f"{row['method']} ({row['style']}, {row['n']} pictures)"
-            cells = [f"{what:66}"]
+            cells = [f"{what:76}"]
             for figure in ("subject_psnr", "background_psnr", "bleed", "stranger"):
                 if figure in row:
-                    interval = f"{row[f'{figure}_low']:.2f}, {row[f'{figure}_high']:.2f}"
-                    cells.append(f"{figure} {row[figure]:.2f} [{interval}]")
+                    interval = f"{row[f'{figure}_low']:.3f}, {row[f'{figure}_high']:.3f}"
+                    cells.append(f"{figure} {row[figure]:.3f} [{interval}]")
             print("  ".join(cells))
 
 

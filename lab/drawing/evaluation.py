@@ -35,7 +35,7 @@ class Evaluation:
     Attributes:
         folder: pictures and trained ablations; nothing in it is made twice.
         rows_per_batch: how many identities, or scenes of several subjects, share one run of the
-            sampler. Changes no picture. Of these eight have at most 24 bindings, and a node takes 32.
+            sampler. Changes no picture. Eight scenes have at most 24 subjects; the node takes 32.
     """
 
     folder: Path
@@ -64,7 +64,9 @@ class Evaluation:
         return [group_prompt(self.seed, setting, index) for index in range(count)]
 
     def group_pictures(self, setting: str, method: Method, count: int) -> NDArray[np.float32]:
-        """Pictures `[scenes, 32, 32, 3]` of several subjects; the rest is as above."""
+        """Pictures `[scenes, 32, 32, 3]` of several subjects; where no place is said, by the base
+        model that was never told any. The rest is as in `pictures`.
+        """
         weights = self.weights
         if not SETTINGS[setting].says_places:
             weights = open_weights(self.folder, weights, _base_hash(weights))

@@ -30,7 +30,6 @@ class Setting:
             left, and either way to place them is right.
     """
 
-    name: str
     casts: tuple[tuple[str, ...], ...]
     places: tuple[str, ...]
     says_places: bool
@@ -40,13 +39,10 @@ _ALIKE = (("person", "person"), ("dog", "dog"))
 _KINDS = (("person", "dog"), ("dog", "person"))
 _THREE = (("person", "person", "dog"), ("dog", "person", "dog"))
 SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("two alike", _ALIKE, world.OPEN_PLACES, says_places=False),
-        Setting("two kinds", _KINDS, world.OPEN_PLACES, says_places=False),
-        Setting("two alike, places said", _ALIKE, world.OPEN_PLACES, says_places=True),
-        Setting("three, places said", _THREE, tuple(world.PLACES), says_places=True),
-    )
+    "two alike": Setting(_ALIKE, world.OPEN_PLACES, says_places=False),
+    "two kinds": Setting(_KINDS, world.OPEN_PLACES, says_places=False),
+    "two alike, places said": Setting(_ALIKE, world.OPEN_PLACES, says_places=True),
+    "three, places said": Setting(_THREE, tuple(world.PLACES), says_places=True),
 }
 
 

@@ -9,7 +9,6 @@ the prompt, and what came out, and says that the tiny world drew it.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import shutil
 import sys
@@ -124,7 +123,7 @@ async def drawn_card(client: ComfyClient, job: Job, prompt: Prompt) -> Card:
     outputs = await client.run(prompt)
     pictures = {
         kind: [
-            await read(client, image)
+            await client.read_image(image)
             for node, output in outputs.items()
             if prompt[node]["class_type"] == kind
             for image in output.get("images", [])
@@ -156,11 +155,6 @@ def outlines(picture: Image.Image) -> Image.Image:
             if y and small.getpixel((x, y - 1)) != here:
                 lines.paste((255, 255, 255), (16 * x, 16 * y - 3, 16 * x + 16, 16 * y + 3))
     return lines
-
-
-async def read(client: ComfyClient, image: dict[str, str]) -> Image.Image:
-    with Image.open(io.BytesIO(await client.read_image(image))) as opened:
-        return opened.convert("RGB")
 
 
 if __name__ == "__main__":
