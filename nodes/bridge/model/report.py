@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ....nested_core import diagnosis
 from ....nested_core.binding import Binding
+from ....nested_core.call.rules import Rules
 from ....nested_core.diagnosis import PromptText
-from ....nested_core.families.unet_sites import AttentionSite
+from ....nested_core.sites import Site
 from ..notices import Notices
 from ..text.conditioning import Conditioning, bound_ids, slot_map_of
 from ..text.delivery import lost_bindings, texts_of
@@ -31,12 +32,11 @@ class Report:
 
     def __init__(
         self,
-        bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[AttentionSite]],
+        rules: Rules,
         conds: Mapping[str, Sequence[Conditioning]],
         notices: Notices,
     ) -> None:
-        self._bindings, self._sites, self._notices = tuple(bindings), sites, notices
+        self._bindings, self._sites, self._notices = rules.bindings, rules.sites, notices
         self._arriving = [each for group in conds.values() for each in group]
         self._arrived = bound_ids(self._arriving)
         texts = [texts_of(each) for each in self._arriving]
@@ -186,9 +186,7 @@ class Report:
         """Where subjects acted in some layers and never in others."""
         if not sampling.tallies or self._notices.has_said("replaced"):
             return
-        planned = frozenset[AttentionSite]().union(
-            *(self._sites[each] for each in sampling.tallies)
-        )
+        planned = frozenset[Site]().union(*(self._sites[each] for each in sampling.tallies))
         unreached = planned - sampling.reached
         if unreached:
             names = ", ".join(sorted(sampling.surroundings)[:_LISTED]) or "another node"

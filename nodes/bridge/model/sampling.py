@@ -56,6 +56,7 @@ class Sampling:
     Attributes:
         tallies: what each binding has done, by its id.
         pictures: the latent of all of them, as the sampler gives it to the model just now.
+        denoised: what the last step took for the finished pictures.
         sent: what ComfyUI runs through the UNet just now.
         reached: the sites that were run while some subject was to act there.
         planned: the bindings that were to act in some call of the UNet.
@@ -75,6 +76,7 @@ class Sampling:
         self.notices = notices or Notices()
         self.tallies: dict[int, Tally] = {}
         self.pictures: Tensor | None = None
+        self.denoised: Tensor | None = None
         self.sent: Sent | None = None
         self.reached: set[Site] = set()
         self.planned: set[int] = set()
@@ -109,10 +111,10 @@ class Sampling:
     def with_steps(self, callback: Callable[..., None] | None) -> Callable[..., None]:
         """The sampler's callback, which also tells this state that a step is over."""
 
-        def over(step: int, *args: Any, **kwargs: Any) -> None:
-            self._step = step + 1
+        def over(step: int, denoised: Tensor, *args: Any, **kwargs: Any) -> None:
+            self._step, self.denoised = step + 1, denoised
             if callback is not None:
-                callback(step, *args, **kwargs)
+                callback(step, denoised, *args, **kwargs)
 
         return over
 
