@@ -39,14 +39,11 @@ RULES = (
     ),
     Rule(
         "nested_core/checkpoint/*",
-        "nested_core/maps/* nested_core/training/*",
+        APART,
         "files know the method alone",
+        but="nested_core/checkpoint/*",
     ),
-    Rule(
-        "nested_core/maps/*",
-        "nested_core/checkpoint/* nested_core/training/*",
-        "drawing knows the method alone",
-    ),
+    Rule("nested_core/maps/*", APART, "drawing knows the method alone", but="nested_core/maps/*"),
     Rule(
         "nested_core/*",
         "diffusers* transformers*",

@@ -166,7 +166,12 @@ def _host_attention(
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.
     """
-    return _backend(bias)(
+    attention = comfy.ldm.modules.attention
+    backend = attention.optimized_attention
+    if bias is not None and backend is attention.attention_flash:
+        # It takes no bias: it would warn at every call, and compute the same as this.
+        backend = attention.attention_pytorch
+    return backend(
         query,
         key,
         value,
@@ -177,12 +182,3 @@ def _host_attention(
         skip_output_reshape=True,
         low_precision_attention=False,
     )
-
-
-def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
-    attention = comfy.ldm.modules.attention
-    chosen = attention.optimized_attention
-    if bias is not None and chosen is attention.attention_flash:
-        # It takes no bias: it would warn at every call, and compute the same as this.
-        return attention.attention_pytorch
-    return chosen

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -21,11 +21,7 @@ from ....nested_core.encoder import Encoder
 from ....nested_core.sites import Site
 from ....nested_core.subject import Subject
 
-
-class _Precision(NamedTuple):
-    device: torch.device
-    dtype: torch.dtype
-
+_Precision: TypeAlias = tuple[torch.device, torch.dtype]
 
 # Strong for as long as a subject lives, so that editing a binding projects nothing anew ...
 _of_subject: WeakKeyDictionary[Subject, dict[_Precision, ModelPatcher]] = WeakKeyDictionary()
@@ -50,7 +46,7 @@ def keys_and_values(
 
     Its `.model` is a `SubjectKeysValues`.
     """
-    precision = _Precision(device, dtype)
+    precision = (device, dtype)
     shared = _of_encoder.setdefault(subject.encoder, WeakValueDictionary())
     patcher = shared.get((subject.digest, precision))
     done = {} if patcher is None else patcher.model.by_site

@@ -51,18 +51,17 @@ class Planning:
         """Conditionings with a slot map each, so that they can still be batched, and what they say."""
         frame = Frame.of_call(latent, told_window(model_options), sampling.pictures)
         masks = self._rules.masks
-        unbound, prompts, sent = count(-1, -1), list[SentPrompt](), Conditionings()
-        for group in conds:
-            mapped = None if group is None else list[dict[str, Any]]()
-            for each in group or ():
-                slots = slot_map_of(each)
-                number = next(unbound) if slots is None else sampling.number_of(each, slots)
-                found = with_slots(each, number, masks, frame)
-                if found is not each:
-                    prompts.append(_prompt(number, found["model_conds"]))
-                assert mapped is not None
-                mapped.append(found)
-            sent.append(mapped)
+        unbound, prompts = count(-1, -1), list[SentPrompt]()
+
+        def mapped(each: dict[str, Any]) -> dict[str, Any]:
+            slots = slot_map_of(each)
+            number = next(unbound) if slots is None else sampling.number_of(each, slots)
+            found = with_slots(each, number, masks, frame)
+            if found is not each:
+                prompts.append(_prompt(number, found["model_conds"]))
+            return found
+
+        sent = [None if group is None else [mapped(each) for each in group] for group in conds]
         return sent, Sent(latent, frame, tuple(prompts), masks, is_direct)
 
     def arrival(

@@ -147,15 +147,12 @@ class Sampling:
         for each in self.recordings:
             each.add(shown, places, step, self.num_steps)
 
-    def count(
-        self, rows: Mapping[int, Iterable[Hashable]], attention: Mapping[int, Tensor]
-    ) -> None:
-        """Takes in who acted in one call, and how much."""
-        for binding_id, mean in attention.items():
-            tally = self.tallies.setdefault(binding_id, Tally())
-            tally.rows.update(rows[binding_id])
-            tally.steps.add(min(self._step, self.num_steps - 1))
-            tally.attention.append(mean)
+    def count(self, binding_id: int, rows: Iterable[Hashable], attention: Tensor) -> None:
+        """Takes in where one binding acted in a call, and how much."""
+        tally = self.tallies.setdefault(binding_id, Tally())
+        tally.rows.update(rows)
+        tally.steps.add(min(self._step, self.num_steps - 1))
+        tally.attention.append(attention)
 
 
 class CallWatch:
@@ -201,8 +198,8 @@ class CallWatch:
 
     def finish(self) -> None:
         """The call is over."""
-        means = {each: torch.stack(of).mean() for each, of in self._attention.items()}
-        self._sampling.count(self._rows, means)
+        for each, means in self._attention.items():
+            self._sampling.count(each, self._rows[each], torch.stack(means).mean())
         if self._places is not None and self._shown:
             self._sampling.learn(self._shown, self._places, self._step)
 
