@@ -108,18 +108,14 @@ def bench(arguments: list[str]) -> int:
     scripts = {p.stem: p for p in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
     if not arguments:
         for name, script in scripts.items():
-            print(f"{name:24} {first_line(script)}")
+            docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+            print(f"{name:24}", *docstring.splitlines()[:1])
         return 0
     name, *rest = arguments
     if name not in scripts:
         known = ", ".join(scripts) or "none yet"
         raise DevError(f"bench: no benchmarks/{name}.py. There are: {known}.")
     return execute(["--host", which, str(scripts[name]), *rest])
-
-
-def first_line(script: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
 
 
 def lint(arguments: list[str]) -> int:
