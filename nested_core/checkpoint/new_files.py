@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ..words import composed
 from .weights import check_finite, check_tensor_dtypes
-from .writing import complete_file, is_abandoned
+from .writing import complete_file, remove_abandoned
 
 _SUFFIX = ".safetensors"
 # File systems allow 255 bytes for a name, and a number and the suffix follow. Windows allows 260
@@ -143,7 +143,7 @@ def _take_name_in_two_steps(temporary: Path, path: Path) -> bool:
     A program that is killed between the two leaves the empty file, which loaders refuse as empty; a
     later save removes it.
     """
-    _remove_abandoned_names(temporary)
+    remove_abandoned(temporary, _is_empty_name)
     try:
         path.open("xb").close()
     except FileExistsError:
@@ -157,13 +157,5 @@ def _take_name_in_two_steps(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _remove_abandoned_names(temporary: Path) -> None:
-    with suppress(OSError):
-        now = temporary.stat().st_mtime
-        with os.scandir(temporary.parent) as entries:
-            for entry in entries:
-                if not _NUMBERED.search(entry.name):
-                    continue
-                with suppress(OSError):
-                    if entry.stat().st_size == 0 and is_abandoned(entry, now):
-                        os.unlink(entry)
+def _is_empty_name(entry: os.DirEntry[str]) -> bool:
+    return _NUMBERED.search(entry.name) is not None and entry.stat().st_size == 0
