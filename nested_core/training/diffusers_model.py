@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from ..checkpoint.safetensors_file import read_header
 from ..config import HiddenState, ImageEncoderConfig
 from ..errors import HostError, SiteError
 from ..families import AnyFamily
 from ..families.unet import UNET
-from ..families.unet_sites import AttentionSite
 from ..shapes import Float
 from ..sites import Site
 from ..vision import patch_features
@@ -64,16 +64,9 @@ def _load_pipeline(base: str, base_config: str) -> Any:
         return DiffusionPipeline.from_pretrained(base)
     options = {"config": base_config, "local_files_only": True} if base_config else {}
     # The two classes read each other's files without complaint, into a wrong model.
-    is_sdxl = _is_sdxl_file(base)
-    loader = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
-    extra = {} if is_sdxl else {"safety_checker": None}
-    return loader.from_single_file(base, **options, **extra)
-
-
-def _is_sdxl_file(path: str) -> bool:
-    from ..checkpoint.safetensors_file import read_header
-
-    return any(name.startswith("conditioner.") for name in read_header(path).tensors)
+    if any(name.startswith("conditioner.") for name in read_header(base).tensors):
+        return StableDiffusionXLPipeline.from_single_file(base, **options)
+    return StableDiffusionPipeline.from_single_file(base, safety_checker=None, **options)
 
 
 class DiffusersModel:
@@ -95,12 +88,9 @@ class DiffusersModel:
                 tokenizers, self.text_encoders, UNET.tokenizers, strict=False
             )
         ]
-        sites = find_sites(self.unet)
-        self._layers: Mapping[Site, Any] = {
-            site: attention.layer for site, attention in sites.items()
-        }
+        self._layers: Mapping[Site, Any] = find_sites(self.unet)
         self.site_dims: Mapping[Site, int] = {
-            site: attention.width for site, attention in sites.items()
+            site: layer.to_k.out_features for site, layer in self._layers.items()
         }
         install_processors(self.unet, self._layers)
         self.text_dim: int = self.unet.config.cross_attention_dim
@@ -222,14 +212,7 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
 
 
-class CrossAttention(NamedTuple):
-    """A cross-attention layer of a base model, and its inner width (heads * head_dim)."""
-
-    layer: Any
-    width: int
-
-
-def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
+def find_sites(unet: nn.Module) -> dict[Site, Any]:
     """The UNet's cross-attention layers under ComfyUI's numbers.
 
     Raises:
@@ -241,10 +224,9 @@ def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
         names = UNET.sites_of(modules)
     except SiteError as error:
         raise HostError(f"Training: {type(unet).__name__} has {error}") from error
-    layers = {site: modules[name] for site, name in names.items()}
-    for site, layer in layers.items():
-        _check_plain(names[site], layer)
-    return {site: CrossAttention(layer, layer.to_k.out_features) for site, layer in layers.items()}
+    for name in names.values():
+        _check_plain(name, modules[name])
+    return {site: modules[name] for site, name in names.items()}
 
 
 def _check_plain(name: str, attention: Any) -> None:

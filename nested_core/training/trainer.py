@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,11 +30,11 @@ from .data.batches import Batch, Data, Stripe, close_batches
 from .encoders import KeyValueEncoder, initial_encoder, trained_encoder
 from .errors import DivergedError
 from .files import writing
-from .loss import Objective
+from .loss import encoder_loss
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
-from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, seed_generators
+from .processes import StopRequest, prepare_deepspeed, run_on_all_processes
 from .run_folder import RunFolder
-from .samples import SampleSettings, sample_batch, sample_grid, save_grid
+from .samples import sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
 
 _FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,7 +55,8 @@ class Trainer:
         self.stripe = Stripe(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped = 0, cast("dict[str, str]", {})
         self.resume: Any = None
-        seed_generators(config.seed, self.stripe.process)
+        # The same for two runs with the same settings, another for each process.
+        set_seed((config.seed + self.stripe.process) % 2**32)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         # The text tokens that the encoder starts from are measured in full precision.
@@ -63,9 +64,6 @@ class Trainer:
         encoder = initial_encoder(config, base_model, captions)
         self.encoder_config, self.site_dims = encoder.config, encoder.site_dims
         self.extras = encoder.resampler.extras
-        self.objective = Objective(
-            encoder.config, config.min_snr_gamma, config.noise_offset, config.region_weight
-        )
         for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
         base_model.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
@@ -186,7 +184,9 @@ class Trainer:
             self._note_skipped(batch)
             self.resume = batch.resume
             with self.accelerator.accumulate(self.model):
-                loss = self.objective.loss(self.base_model, self.model, batch)
+                loss = encoder_loss(
+                    self.base_model, self.model, batch, self.encoder_config, self.config
+                )
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.config.max_grad_norm:
                     self.accelerator.clip_grad_norm_(
@@ -230,9 +230,6 @@ class Trainer:
     def _write_samples(self) -> None:
         texts = [caption.text for caption in self.data.some_captions(2)]
         prompts = self.config.sample_prompts or [text for text in texts if SUBJECT in text]
-        settings = SampleSettings(
-            self.config.sample_steps, self.config.guidance, self.config.resolution, self.config.seed
-        )
         with self.average.in_place():
             grid = sample_grid(
                 self.base_model,
@@ -240,7 +237,7 @@ class Trainer:
                 sample_batch(self.data, _NUM_SAMPLES),
                 prompts,
                 self.encoder_config,
-                settings,
+                self.config,
                 self.accelerator.device,
             )
         if self.accelerator.is_main_process:

@@ -21,6 +21,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import webdataset
@@ -122,13 +123,8 @@ class ShardData:
         }
 
     def some_captions(self, count: int) -> Sequence[Caption]:
-        captions: list[Caption] = []
-        for sample in _samples(self.shards):
-            record = _record(sample)
-            captions.append(Caption(record.text, record.noun or self.preparation.noun))
-            if len(captions) == count:
-                break
-        return captions
+        samples = islice(_samples(self.shards), count)
+        return [self.preparation.caption(_record(sample)) for sample in samples]
 
 
 class _ShardDataset(IterableDataset[Batch | Failure]):
