@@ -192,7 +192,8 @@ def _finish(is_main: bool, unfinished: Path, final: Path, run: dict[str, Any]) -
         return
     replace_file(unfinished / _RUN, json.dumps(run, indent=1).encode())
     with writing(final):
-        _flush_tree(unfinished)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _flush(path)
         if final.exists():
             _remove(final)
         os.replace(unfinished, final)
@@ -213,11 +214,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -27,9 +27,8 @@ from ..vision import patch_features
 from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
 from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
-from .noise_schedule import NoiseSchedule, Prediction
+from .noise_schedule import NoiseSchedule
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # SDXL's VAE overflows in half precision; the others' are small beside the UNet.
 _VAE_DTYPE = torch.float32
 
@@ -203,10 +202,10 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__:
         return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
-    prediction = _PREDICTIONS.get(config.prediction_type)
-    if prediction is None:
+    prediction = config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
         raise TrainingError(
-            f"Training: the base model's scheduler predicts '{config.prediction_type}', expected "
+            f"Training: the base model's scheduler predicts '{prediction}', expected "
             "epsilon, v_prediction or flow matching."
         )
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
