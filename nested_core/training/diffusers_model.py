@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ class DiffusersModel:
             pooled.append(outputs[0])
         extras: dict[str, Tensor] = {}
         if self._is_sdxl:
-            extras = {"text_embeds": pooled[-1], "time_ids": _time_ids(sizes).to(contexts[0])}
+            # SDXL's micro-conditioning (arXiv:2307.01952, section 2.2), in the order of the fields.
+            time_ids = torch.tensor([astuple(size) for size in sizes]).to(contexts[0])
+            extras = {"text_embeds": pooled[-1], "time_ids": time_ids}
         context = torch.cat(contexts, dim=-1)
         return TextConditions(context, torch.tensor(positions, device=device), extras)
 
@@ -180,17 +183,6 @@ class DiffusersModel:
 def _present(pipeline: Any, *names: str) -> list[Any]:
     parts = (getattr(pipeline, name, None) for name in names)
     return [part for part in parts if part is not None]
-
-
-def _time_ids(sizes: Sequence[PictureSize]) -> Tensor:
-    """SDXL's micro-conditioning (arXiv:2307.01952, section 2.2)."""
-    return torch.tensor(
-        [
-            (s.original_height, s.original_width, s.crop_top, s.crop_left, s.height, s.width)
-            for s in sizes
-        ],
-        dtype=torch.float32,
-    )
 
 
 def read_schedule(scheduler: Any) -> NoiseSchedule:
