@@ -146,21 +146,20 @@ def check_same_tensors(
     where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
     """Raises TrainingError where names, shapes or precisions differ."""
-    found, wanted = (
-        {name: f"{each.dtype} {list(each.shape)}" for name, each in some.items()}
-        for some in (tensors, expected)
-    )
-    labelled = {
-        "missing": map(short_repr, sorted(wanted.keys() - found.keys())),
-        "unknown": map(short_repr, sorted(found.keys() - wanted.keys())),
-        "different": (
-            f"{name} is {found[name]}, expected {wanted[name]}"
-            for name in sorted(found.keys() & wanted.keys())
-            if found[name] != wanted[name]
-        ),
-    }
-    listed = ((label, list(names)) for label, names in labelled.items())
-    wrong = [listing(label, names, limit=3) for label, names in listed if names]
+    missing = [short_repr(name) for name in sorted(set(expected) - set(tensors))]
+    unknown = [short_repr(name) for name in sorted(set(tensors) - set(expected))]
+    other = [
+        f"{name} is {each.dtype} {short_repr(list(each.shape))}, expected {expected[name].dtype} "
+        f"{list(expected[name].shape)}"
+        for name, each in tensors.items()
+        if name in expected
+        and (each.shape != expected[name].shape or each.dtype != expected[name].dtype)
+    ]
+    wrong = [
+        listing(label, names, limit=3)
+        for label, names in (("missing", missing), ("unknown", unknown), ("different", other))
+        if names
+    ]
     if wrong:
         raise TrainingError(
             f"{where}: is not of this run's encoder, which has {len(expected)} tensors: "
