@@ -121,8 +121,7 @@ def bench(arguments: list[str]) -> int:
 def lint(arguments: list[str]) -> int:
     if arguments not in ([], ["--fix"]):
         raise DevError(f"lint: takes only --fix, found {shlex.join(arguments)}")
-    host = resolve_host("auto")
-    host = with_test_tools(host, ROOT / "pyproject.toml")
+    host = with_test_tools(resolve_host("auto"), ROOT / "pyproject.toml")
     environment = host.environment(ROOT)
     checks = [
         ["ruff", "check", *arguments, "."],

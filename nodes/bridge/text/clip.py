@@ -107,9 +107,8 @@ class _BoundCLIP(CLIP):
     def encode_from_tokens(
         self, tokens: Tokens, return_pooled: Any = False, return_dict: bool = False
     ) -> Any:
-        encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        encoded: Any = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
-            encoded = cast("dict[str, Any]", encoded)
             self._attach(encoded, encoded["cond"], tokens)
         return encoded
 
