@@ -108,7 +108,8 @@ def bench(arguments: list[str]) -> int:
     scripts = {p.stem: p for p in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
     if not arguments:
         for name, script in scripts.items():
-            print(f"{name:24} {first_line(script)}")
+            docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+            print(f"{name:24}", *docstring.splitlines()[:1])
         return 0
     name, *rest = arguments
     if name not in scripts:
@@ -117,16 +118,10 @@ def bench(arguments: list[str]) -> int:
     return execute(["--host", which, str(scripts[name]), *rest])
 
 
-def first_line(script: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
-
-
 def lint(arguments: list[str]) -> int:
     if arguments not in ([], ["--fix"]):
         raise DevError(f"lint: takes only --fix, found {shlex.join(arguments)}")
-    host = resolve_host("auto")
-    host = with_test_tools(host, ROOT / "pyproject.toml")
+    host = with_test_tools(resolve_host("auto"), ROOT / "pyproject.toml")
     environment = host.environment(ROOT)
     checks = [
         ["ruff", "check", *arguments, "."],

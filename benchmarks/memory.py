@@ -193,28 +193,24 @@ def _report(name: str, pack_name: str) -> None:
         elif str(kind.__module__).startswith(f"{pack_name}."):
             objects[kind.__name__] += 1
     resident, own = (each / 2**20 for each in _resident_bytes())
-    held = {where: size for where, size in _containers(pack_name) if size}
     most = ", ".join(f"{kind} {count}" for kind, count in objects.most_common(5))
     print(
         f"{name:>8} {resident:7.0f} MB {own:7.0f} MB own {tensors:6} tensors "
         f"{sizes / 2**20:6.1f} MB  {objects.total():5} objects ({most})  "
-        f"{sum(held.values()):5} entries",
+        f"{sum(_containers(pack_name)):5} entries",
         flush=True,
     )
-    if os.environ.get("NESTED_ATTENTION_CONTAINERS"):
-        print(f"         {held}", flush=True)
 
 
-def _containers(pack_name: str) -> Iterator[tuple[str, int]]:
-    """Everything that a module of the pack holds and that could grow."""
+def _containers(pack_name: str) -> Iterator[int]:
+    """The sizes of everything that a module of the pack holds and that could grow."""
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith(f"{pack_name}."):
             for name, value in vars(module).items():
-                where = f"{module_name.removeprefix(pack_name)}.{name}"
                 if hasattr(value, "cache_info"):
-                    yield where, value.cache_info().currsize
+                    yield value.cache_info().currsize
                 elif not name.startswith("__") and _can_grow(value):
-                    yield where, len(value)
+                    yield len(value)
 
 
 def _can_grow(value: Any) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+from PIL import Image
 
 Prompt = dict[str, dict[str, Any]]
-Progress = Callable[[str, int, int], None]
 Said = Callable[[str, str], None]
 
 _HISTORY_TRIES = 200
@@ -46,13 +47,10 @@ class ComfyClient:
             response.raise_for_status()
             return await response.json()
 
-    async def run(
-        self, prompt: Prompt, progress: Progress | None = None, said: Said | None = None
-    ) -> dict[str, Any]:
+    async def run(self, prompt: Prompt, said: Said | None = None) -> dict[str, Any]:
         """Runs the prompt; the outputs of its output nodes by node id.
 
-        `progress` is called with the node id, step and number of steps; `said` with the node id and
-        the text that the node shows.
+        `said` is called with the node id and the text that the node shows.
         """
         prompt_id = await self._queue(prompt)
         async for message in self._socket:
@@ -66,8 +64,6 @@ class ComfyClient:
             data = event["data"]
             if data.get("prompt_id") != prompt_id:
                 continue
-            if event["type"] == "progress" and progress is not None:
-                progress(data["node"], data["value"], data["max"])
             if event["type"] == "execution_error":
                 raise PromptError(
                     f"{data['node_type']} (node {data['node_id']}): {data['exception_message']}"
@@ -76,11 +72,12 @@ class ComfyClient:
                 return await self._outputs(prompt_id)
         raise PromptError("the server closed the connection")
 
-    async def read_image(self, image: dict[str, str]) -> bytes:
-        """The file of a picture that an output names."""
+    async def read_image(self, image: dict[str, str]) -> Image.Image:
+        """The picture that an output names, in RGB."""
         async with self._session.get(f"{self._url}/view", params=image) as response:
             response.raise_for_status()
-            return await response.read()
+            with Image.open(io.BytesIO(await response.read())) as opened:
+                return opened.convert("RGB")
 
     async def _outputs(self, prompt_id: str) -> dict[str, Any]:
         # The server says that it is done a moment before it writes its history.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
-import io
 import json
 import os
 import shutil
@@ -19,11 +18,9 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from client import ComfyClient, Prompt, PromptError
-from PIL import Image
 from tiny_world.files import ENCODER_FILE, WEIGHTS, MissingWeightsError, weights_file
 from tiny_world.prompts import PromptTextError, Request, draw_cast, psnr, read_prompt
 from tiny_world.sheet import Row, make_sheet, to_image
@@ -152,33 +149,27 @@ async def draw_all(server: str, requests: Iterable[Request], seed: int) -> list[
 
 async def draw(client: ComfyClient, graph: Prompt) -> Picture:
     outputs = await client.run(graph)
-    data = await client.read_image(outputs["save"]["images"][0])
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"), np.float32) / 255.0
+    image = await client.read_image(outputs["save"]["images"][0])
+    return np.asarray(image, np.float32) / 255.0
 
 
-def report(rows: list[Row]) -> dict[str, Any]:
+def report(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Prints and returns the mean PSNRs over the prompts, in dB."""
-    subject = {
-        "without": np.mean([row.psnr_without for row in rows]),
-        "with": np.mean([row.psnr_with for row in rows]),
-    }
-    background = {
-        "without": np.mean([off_subject(row.without, row.request) for row in rows]),
-        "with": np.mean([off_subject(row.with_pack, row.request) for row in rows]),
-    }
+    subject = [(row.psnr_without, row.psnr_with) for row in rows]
+    background = [
+        [psnr(each, row.request.right, ~row.request.mask) for each in (row.without, row.with_pack)]
+        for row in rows
+    ]
+    figures = {}
     print("demo: mean PSNR in dB        without the pack   with the pack")
-    for name, found in (("on the subject", subject), ("off the subject", background)):
-        print(f"demo: {name:23}{found['without']:16.1f}{found['with']:16.1f}")
-    figures = {"subject_psnr": subject, "background_psnr": background}
-    return {
-        name: {key: round(float(value), 2) for key, value in each.items()}
-        for name, each in figures.items()
-    }
-
-
-def off_subject(picture: Picture, request: Request) -> float:
-    return psnr(picture, request.right, ~request.mask)
+    for name, where, found in (
+        ("subject_psnr", "on the subject", subject),
+        ("background_psnr", "off the subject", background),
+    ):
+        without, with_pack = map(float, np.mean(found, axis=0))
+        print(f"demo: {where:23}{without:16.1f}{with_pack:16.1f}")
+        figures[name] = {"without": round(without, 2), "with": round(with_pack, 2)}
+    return figures
 
 
 if __name__ == "__main__":

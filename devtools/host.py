@@ -55,29 +55,22 @@ class Host:
     def environment(self, pack_root: Path, *, tests: bool = False) -> dict[str, str]:
         env = dict(os.environ)
         # ComfyUI first, and the checkout not at all: its nodes/ would hide ComfyUI's nodes.py.
+        checkout = os.path.realpath(pack_root)
         inherited = [
             entry
             for entry in env.get("PYTHONPATH", "").split(os.pathsep)
-            if entry and not _same_folder(entry, pack_root)
+            if entry and os.path.realpath(entry) != checkout
         ]
         env["PYTHONPATH"] = os.pathsep.join([str(self.root), *map(str, self.overlays), *inherited])
         env["NESTED_ATTENTION_ROOT"] = str(pack_root)
         env["NESTED_ATTENTION_HOST"] = str(self.root)
         env["NESTED_ATTENTION_HOST_VERSION"] = self.version
-        _calm_openmp(env, tests)
+        # On few cores OpenMP's threads spin while they wait, and starve each other.
+        if (os.cpu_count() or 1) <= FEW_CORES:
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if tests:
+            env.setdefault("OMP_NUM_THREADS", "1")
         return env
-
-
-def _calm_openmp(env: dict[str, str], tests: bool) -> None:
-    """On few cores OpenMP's threads spin while they wait, and starve each other."""
-    if (os.cpu_count() or 1) <= FEW_CORES:
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if tests:
-        env.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _same_folder(one: str, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def is_comfyui(folder: Path) -> bool:

@@ -7,166 +7,132 @@ under `TYPE_CHECKING`, are free. The usual tool, import-linter, does not see `fr
 """
 
 import ast
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
-HOST = ("comfy*", "folder_paths", "server", "nodes", "execution", "node_helpers", "latent_preview")
-APART = ("nested_core/checkpoint/*", "nested_core/maps/*", "nested_core/training/*")
-USERS = ("nodes/*", "lab/*", "demo/*", "tests/*")
+# Patterns are a shell's, several with spaces between them; * crosses folders.
+HOST = "comfy* folder_paths server nodes execution node_helpers latent_preview"
+APART = "nested_core/checkpoint/* nested_core/maps/* nested_core/training/*"
+USERS = "nodes/* lab/* demo/* tests/*"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What the modules of some folders never import; patterns as in a shell, * crosses folders."""
+class Rule(NamedTuple):
+    """What the modules of some folders never import."""
 
-    where: Sequence[str]
-    never: Sequence[str]
+    where: str
+    never: str
     why: str
-    except_in: Sequence[str] = ()
-    but: Sequence[str] = ()
+    except_in: str = ""
+    but: str = ""
 
 
 RULES = (
-    Rule(["nested_core/*"], [*HOST, *USERS], "nested_core knows neither ComfyUI nor its own users"),
+    Rule("nested_core/*", f"{HOST} {USERS}", "nested_core knows neither ComfyUI nor its own users"),
     Rule(
-        ["nested_core/*"],
+        "nested_core/*",
         APART,
         "the method, and what it knows of families, knows neither files nor drawing nor training",
-        except_in=[*APART, "nested_core/__main__"],
+        except_in=f"{APART} nested_core/__main__",
     ),
     Rule(
-        ["nested_core/checkpoint/*"],
-        ["nested_core/maps/*", "nested_core/training/*"],
+        "nested_core/checkpoint/*",
+        APART,
         "files know the method alone",
+        but="nested_core/checkpoint/*",
     ),
+    Rule("nested_core/maps/*", APART, "drawing knows the method alone", but="nested_core/maps/*"),
     Rule(
-        ["nested_core/maps/*"],
-        ["nested_core/checkpoint/*", "nested_core/training/*"],
-        "drawing knows the method alone",
-    ),
-    Rule(
-        ["nested_core/*"],
-        ["diffusers*", "transformers*"],
+        "nested_core/*",
+        "diffusers* transformers*",
         "one module knows diffusers",
-        except_in=["nested_core/training/diffusers_model"],
+        except_in="nested_core/training/diffusers_model",
     ),
     Rule(
-        ["nested_core/*", "nodes/*"],
-        ["nested_core", "nested_core.*"],
+        "nested_core/* nodes/*",
+        "nested_core nested_core.*",
         "ComfyUI loads the pack under a name of its own: import it relatively",
     ),
     Rule(
-        ["nodes/*"],
+        "nodes/*",
         HOST,
         "only nodes/bridge knows ComfyUI's insides; nodes know comfy_api, for their schemas",
-        except_in=["nodes/bridge/*"],
-        but=["comfy_api*"],
+        except_in="nodes/bridge/*",
+        but="comfy_api*",
     ),
     Rule(
-        ["nodes/*"],
-        ["nested_core/training/*", "lab/*", "demo/*", "tests/*"],
+        "nodes/*",
+        "nested_core/training/* lab/* demo/* tests/*",
         "nodes run without training, evaluations and the demo",
     ),
+    Rule("nodes/bridge/*", "nodes/*", "the bridge does not know the nodes", but="nodes/bridge/*"),
+    Rule("nodes/bridge/text/*", "nodes/bridge/model/*", "text is read before any model runs"),
     Rule(
-        ["nodes/bridge/*"],
-        ["nodes/*"],
-        "the bridge does not know the nodes",
-        but=["nodes/bridge/*"],
-    ),
-    Rule(
-        ["nodes/bridge/text/*"],
-        ["nodes/bridge/model/*"],
-        "text is read before any model runs",
-    ),
-    Rule(
-        ["nodes/bridge/families/*"],
-        ["nodes/bridge/model/*", "nodes/bridge/text/*"],
+        "nodes/bridge/families/*",
+        "nodes/bridge/model/* nodes/bridge/text/*",
         "the way through a call knows families, and not the other way round",
     ),
-    Rule(["lab/*", "demo/*"], ["nodes/*"], "they use the nodes as users do, through ComfyUI"),
-    Rule(["demo/*"], ["lab/*"], "the demo runs without the evaluations"),
+    Rule("lab/* demo/*", "nodes/*", "they use the nodes as users do, through ComfyUI"),
+    Rule("demo/*", "lab/*", "the demo runs without the evaluations"),
     Rule(
-        ["lab/measures/*", "lab/report/*", "lab/subjects/*"],
+        "lab/measures/* lab/report/* lab/subjects/*",
         HOST,
         "figures and pages are made without ComfyUI",
     ),
     Rule(
-        ["tests/*", "devtools/*", "dev"],
+        "tests/* devtools/* dev",
         HOST,
         "only tests/comfy runs inside ComfyUI",
-        except_in=["tests/comfy/*"],
+        except_in="tests/comfy/*",
     ),
 )
 
-# Imports that break a rule today: (module, what it imports). Each is to go.
-NOT_YET: tuple[tuple[str, str], ...] = ()
-
 FOLDERS = ("nested_core", "nodes", "lab", "demo", "tests", "devtools")
 # No circle of imports in and between them.
-WITHOUT_CIRCLES = ("nested_core/*", "nodes/*", "lab/*", "demo/*")
+WITHOUT_CIRCLES = "nested_core/* nodes/* lab/* demo/*"
 # What scripts find by its own name, and the folder that holds it.
 BY_NAME = {"nested_core": ".", "lab": ".", "tiny_world": "demo", "client": "demo"}
-USE_NAMES = ("lab/*", "demo/*", "tests/*")
+USE_NAMES = "lab/* demo/* tests/*"
 
 
-@dataclass(frozen=True)
-class Import:
+class Import(NamedTuple):
     """One import in one line of a module."""
 
     module: str
     line: int
     target: str
 
-    def __str__(self) -> str:
-        return f"{self.module}.py:{self.line} imports {self.target}"
 
-
-def problems(root: Path, not_yet: Sequence[tuple[str, str]] = NOT_YET) -> list[str]:
-    """A sentence for each import that breaks a rule, and for each circle's first one found."""
+def problems(root: Path) -> list[str]:
+    """A sentence for each import that breaks a rule, and one for the first circle found."""
     imports = list(all_imports(root))
-    broken = [(found, rule) for found in imports for rule in RULES if breaks(found, rule)]
-    excused = {(found.module, found.target) for found, _ in broken} & set(not_yet)
-    sentences = [
-        f"{found}: {rule.why}"
-        for found, rule in broken
-        if (found.module, found.target) not in excused
+    broken = [
+        f"{module}.py:{line} imports {target}: {rule.why}"
+        for module, line, target in imports
+        for rule in RULES
+        if _matches(module, rule.where)
+        and not _matches(module, rule.except_in)
+        and _matches(target, rule.never)
+        and not _matches(target, rule.but)
     ]
-    for module, target in not_yet:
-        if (module, target) not in excused:
-            sentences.append(f"NOT_YET: {module} no longer imports {target}; take the line out")
-    return [*sentences, *circles(imports)]
+    return [*broken, *_circles(imports)]
 
 
-def breaks(found: Import, rule: Rule) -> bool:
-    return (
-        _matches(found.module, rule.where)
-        and not _matches(found.module, rule.except_in)
-        and _matches(found.target, rule.never)
-        and not _matches(found.target, rule.but)
-    )
-
-
-def circles(imports: Sequence[Import]) -> Iterator[str]:
-    """One sentence where modules import each other, also in functions and by way of packages."""
+def _circles(imports: Sequence[Import]) -> Iterator[str]:
+    """Where modules import each other, also in functions and by way of packages."""
     graph: dict[str, set[str]] = {}
-    for found in imports:
-        if _matches(found.module, WITHOUT_CIRCLES) and _matches(found.target, WITHOUT_CIRCLES):
-            graph.setdefault(found.module, set()).update(_run_by(found))
+    for module, _, target in imports:
+        if _matches(module, WITHOUT_CIRCLES) and _matches(target, WITHOUT_CIRCLES):
+            around = [each.as_posix() for each in Path(target).parents if each.name]
+            # Packages that the module is not in are run before the target.
+            packages = [f"{each}/__init__" for each in around if not module.startswith(f"{each}/")]
+            graph.setdefault(module, set()).update([target, *packages])
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         yield f"a circle of imports: {' is imported by '.join(error.args[1])}"
-
-
-def _run_by(found: Import) -> Iterator[str]:
-    """The target, and the packages around it that its import runs first."""
-    yield found.target
-    for folder in Path(found.target).parents:
-        if folder.name and not found.module.startswith(f"{folder.as_posix()}/"):
-            yield f"{folder.as_posix()}/__init__"
 
 
 def all_imports(root: Path) -> Iterator[Import]:
@@ -174,53 +140,36 @@ def all_imports(root: Path) -> Iterator[Import]:
     for file in files:
         if file.is_file():
             module = file.relative_to(root).with_suffix("").as_posix()
-            yield from _imports_in(root, module, ast.parse(file.read_text(encoding="utf-8")))
+            yield from _imports_in(root, module, ast.parse(file.read_text(encoding="utf-8")).body)
 
 
-def _imports_in(root: Path, module: str, tree: ast.AST) -> Iterator[Import]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in node.orelse:
-                yield from _imports_in(root, module, other)
-        elif isinstance(node, ast.Import):
-            for name in node.names:
-                yield Import(module, node.lineno, _by_name(root, module, name.name))
-        elif isinstance(node, ast.ImportFrom):
-            for target in _targets(root, module, node):
+def _imports_in(root: Path, module: str, nodes: Iterable[ast.AST]) -> Iterator[Import]:
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in {_target(root, module, node, each.name) for each in node.names}:
                 yield Import(module, node.lineno, target)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from _imports_in(root, module, node.orelse)
         else:
-            yield from _imports_in(root, module, node)
+            yield from _imports_in(root, module, ast.iter_child_nodes(node))
 
 
-def _targets(root: Path, module: str, node: ast.ImportFrom) -> set[str]:
-    """Modules only: what else is imported by name comes from the module in front of it."""
-    if node.level:
-        folder = Path(module).parents[node.level - 1]
-        start = folder.joinpath(*(node.module or "").split("."))
-        own = [_own(root, start / name.name) or _own(root, start) for name in node.names]
-        return {target for target in own if target}
-    name = node.module or ""
-    return {_by_name(root, module, f"{name}.{each.name}", otherwise=name) for each in node.names}
+def _target(root: Path, module: str, node: ast.Import | ast.ImportFrom, name: str) -> str:
+    """The module that one name of an import line is, or is defined in."""
+    source, level = (name, 0) if isinstance(node, ast.Import) else (node.module or "", node.level)
+    first = source.partition(".")[0]
+    if level:
+        folder = Path(module).parents[level - 1]
+    elif first in BY_NAME and _matches(module, USE_NAMES):
+        folder = Path(BY_NAME[first])
+    else:
+        return source
+    path = folder.joinpath(*source.split("."))
+    for own in (path / name, path / name / "__init__", path, path / "__init__"):
+        if (root / own).with_suffix(".py").is_file():
+            return own.as_posix()
+    return source
 
 
-def _by_name(root: Path, module: str, name: str, otherwise: str | None = None) -> str:
-    """A module that is imported by its full name; `otherwise` is the one that surely is a module."""
-    first = name.partition(".")[0]
-    if first in BY_NAME and _matches(module, USE_NAMES):
-        for candidate in (name, otherwise):
-            own = candidate and _own(root, Path(BY_NAME[first], *candidate.split(".")))
-            if own:
-                return own
-    return otherwise or name
-
-
-def _own(root: Path, path: Path) -> str | None:
-    """The module at this path of the checkout, `FOLDER/__init__` for a package."""
-    for module in (path, path / "__init__"):
-        if (root / module).with_suffix(".py").is_file():
-            return module.as_posix()
-    return None
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split())

@@ -10,7 +10,7 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .archive import check_sha256, unpack_comfyui
@@ -33,7 +33,10 @@ def private_host(pin: ComfyPin) -> Host:
     overlays = ()
     if pin.overlay:
         overlay = cache / f"overlay-{pin.version}-{key(pin, pins)}"
-        overlays = (build_once(overlay, lambda folder: _install_overlay(folder, pin, python)),)
+        what = f"installing what ComfyUI {pin.version} needs in another version"
+        packages = ["--no-deps", *pin.overlay]
+        build_once(overlay, lambda folder: _install_target(what, folder, python, packages))
+        overlays = (overlay,)
     return Host(_tree(cache, pin, python), python, overlays, private=True)
 
 
@@ -46,7 +49,8 @@ def with_test_tools(host: Host, pyproject: Path) -> Host:
         build_once(folder, lambda folder: _install_tools_venv(folder, host.python, about, tools))
         return host.with_python(python_of(folder))
     # ComfyUI's portable build for Windows comes without `venv`.
-    build_once(folder, lambda folder: _install_target(folder, host.python, tools))
+    what = "installing the test tools"
+    build_once(folder, lambda folder: _install_target(what, folder, host.python, tools))
     return host.with_python(host.python, folder)
 
 
@@ -94,20 +98,11 @@ def _install_environment(folder: Path) -> None:
     python = python_of(folder)
     requirements = _tree(folder.parent, NEWEST, python) / "requirements.txt"
     what = "installing ComfyUI's requirements (several GB, some minutes)"
-    command = [*_pip(python, "install"), *TORCH, "-r", requirements, *_constraints()]
+    # The pinned releases have dropped Python 3.10, which ComfyUI still allows.
+    constraints = ["-c", CONSTRAINTS_FILE] if sys.version_info >= (3, 11) else []
+    command = [*_pip(python, "install"), *TORCH, "-r", requirements, *constraints]
     run_logged(what, command, log)
     _mention_older(folder)
-
-
-def _constraints() -> list[str | Path]:
-    # The pinned releases have dropped Python 3.10, which ComfyUI still allows.
-    return ["-c", CONSTRAINTS_FILE] if sys.version_info >= (3, 11) else []
-
-
-def _install_overlay(folder: Path, pin: ComfyPin, python: Path) -> None:
-    what = f"installing what ComfyUI {pin.version} needs in another version"
-    command = [*_pip(python, "install"), "--no-deps", "--target", folder, *pin.overlay]
-    run_logged(what, command, _fresh_log(folder))
 
 
 def _install_tools_venv(folder: Path, python: Path, about: dict, tools: list[str]) -> None:
@@ -124,9 +119,9 @@ def _install_tools_venv(folder: Path, python: Path, about: dict, tools: list[str
     run_logged("installing the test tools", [*_pip(python_of(folder), "install"), *tools], log)
 
 
-def _install_target(folder: Path, python: Path, packages: list[str]) -> None:
-    command = [*_pip(python, "install"), "--target", folder, *packages]
-    run_logged("installing the test tools", command, _fresh_log(folder))
+def _install_target(what: str, folder: Path, python: Path, arguments: Sequence[str]) -> None:
+    command = [*_pip(python, "install"), "--target", folder, *arguments]
+    run_logged(what, command, _fresh_log(folder))
 
 
 def _install_typescript(folder: Path, host: Host, environment: Mapping[str, str]) -> None:

@@ -13,12 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -98,12 +96,7 @@ class ComfyServer:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def log(self) -> str:
@@ -155,7 +148,7 @@ class ComfyServer:
         try:
             with _direct.open(f"{self.url}/system_stats", timeout=5) as answer:
                 return answer.status == 200
-        except (urllib.error.URLError, OSError):
+        except OSError:
             return False
 
     def _failure(self, what: str) -> str:

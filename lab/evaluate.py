@@ -15,22 +15,23 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ["NESTED_ATTENTION_ROOT"])
 # Behind ComfyUI's folder: the checkout's `nodes` must not hide ComfyUI's.
 sys.path += [str(ROOT), str(ROOT / "demo")]
 
+from tiny_world import world  # noqa: E402
 from tiny_world.files import WEIGHTS, MissingWeightsError  # noqa: E402
 
 from lab.ablations.trained import TrainingNeededError  # noqa: E402
 from lab.drawing import methods  # noqa: E402
 from lab.drawing.evaluation import Evaluation  # noqa: E402
 from lab.drawing.studio import Sampling  # noqa: E402
-from lab.measures import scores  # noqa: E402
 from lab.report.page import write_report  # noqa: E402
-from lab.report.results import Results, collect  # noqa: E402
-from lab.report.several import GroupResults, collect_groups  # noqa: E402
+from lab.report.results import collect  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,23 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
         options.output,
         options.weights.absolute(),
         options.seed,
-        Sampling(steps=options.steps, cfg=options.cfg),
-        options.batch,
+        Sampling(steps=options.steps),
     )
     try:
-        results = collect(evaluation, methods.chosen(options.methods), options.identities)
-        several = collect_groups(evaluation, options.several) if options.several else None
+        chosen = methods.chosen(options.methods)
+        results = collect(evaluation, chosen, options.identities, options.several)
     except (TrainingNeededError, MissingWeightsError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
-    _print(results)
-    if several is not None:
-        _print_several(several)
+    rows = results.rows()
+    _print(rows)
     if options.json:
-        rows = [*results.rows(), *(several.rows() if several else ())]
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.report:
-        write_report(options.report, results, several)
+        write_report(options.report, results)
         print(f"evaluate: wrote {options.report}")
     return 0
 
@@ -102,15 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for pictures and trained ablations; default: %(default)s",
     )
     parser.add_argument("--steps", type=_positive, default=Sampling.steps, help="of the sampler")
-    parser.add_argument("--cfg", type=float, default=Sampling.cfg, help="guidance")
-    parser.add_argument(
-        "--batch",
-        type=int,
-        choices=range(1, methods.MAX_SUBJECTS + 1),
-        metavar="N",
-        default=4,
-        help="identities in one run of the sampler, at most 32; changes no picture",
-    )
     return parser
 
 
@@ -121,27 +110,17 @@ def _positive(text: str) -> int:
     return number
 
 
-def _print(results: Results) -> None:
-    print(f"{'dB, all styles':24}{'subject':>24}{'background':>24}{'n':>6}")
-    for row in results.rows():
-        if row["style"] == scores.ALL:
-            cells = (
-                f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-                for name in ("subject_psnr", "background_psnr")
-            )
-            print(
-                f"{row['method']:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{row['n']:6}"
-            )
-
-
-def _print_several(several: GroupResults) -> None:
-    print(f"{'several subjects':54}{'subjects':>10}{'background':>12}{'bleed':>8}{'stranger':>10}")
-    for row in several.rows():
-        name = f"{row['style']}: {row['method'].removeprefix('several: ')}"
-        print(
-            f"{name:54}{row['subject_psnr']:10.2f}{row['background_psnr']:12.2f}"
-            f"{row['bleed']:8.3f}{row['stranger']:10.3f}"
-        )
+def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each method, and for each of the settings with several subjects."""
+    for row in rows:
+        if row["style"] not in world.STYLES:
+            what = f"{row['method']} ({row['style']}, {row['n']} pictures)"
+            cells = [f"{what:76}"]
+            for figure in ("subject_psnr", "background_psnr", "bleed", "stranger"):
+                if figure in row:
+                    interval = f"{row[f'{figure}_low']:.3f}, {row[f'{figure}_high']:.3f}"
+                    cells.append(f"{figure} {row[figure]:.3f} [{interval}]")
+            print("  ".join(cells))
 
 
 if __name__ == "__main__":

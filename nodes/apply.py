@@ -14,7 +14,7 @@ from .bridge.notices import own_id, tell
 from .bridge.shown import show_subjects, shows_pictures
 from .bridge.text.clip import bind_clip
 from .search import LIKENESS
-from .sockets import CATEGORY, BindingSocket
+from .sockets import BindingSocket, NodeSchema
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -25,11 +25,11 @@ _MAX_BINDINGS = 32
 
 class ApplyNestedAttention(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_Apply",
             display_name="Apply Nested Attention",
-            category=CATEGORY,
             description="Makes a checkpoint know your subjects. Use it like a LoRA: between Load "
             "Checkpoint and the text encode nodes and sampler.",
             search_aliases=[*LIKENESS, "apply ipadapter", "apply instantid", "regional prompt"],
@@ -73,7 +73,6 @@ class ApplyNestedAttention(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(), io.Clip.Output()],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def execute(

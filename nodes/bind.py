@@ -12,7 +12,7 @@ from ..nested_core.subject import Subject, SubjectSequence
 from .bridge.notices import own_id
 from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
-from .sockets import CATEGORY, BindingSocket, SubjectSocket
+from .sockets import BindingSocket, NodeSchema, SubjectSocket
 
 
 def word_inputs() -> list[io.Input]:
@@ -47,13 +47,19 @@ def fidelity_input(optional: bool = False) -> io.Input:
     )
 
 
+def _percent_input(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.001, advanced=True, tooltip=tooltip
+    )
+
+
 class BindSubject(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_BindSubject",
             display_name="Bind Subject",
-            category=CATEGORY,
             description="Gives a subject a word of its own. Where the prompt says that word, the "
             "subject appears.",
             search_aliases=[*LIKENESS, "token", "bind face", "trigger word"],
@@ -82,23 +88,13 @@ class BindSubject(io.ComfyNode):
                     tooltip="How much of the picture listens to the token. Above 1 the subject takes "
                     "more room and the rest of the prompt less.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="Starting later leaves the composition to the prompt.",
+                _percent_input(
+                    "start_percent", 0.0, "Starting later leaves the composition to the prompt."
                 ),
-                io.Float.Input(
+                _percent_input(
                     "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="Ending earlier leaves fine texture and style to the prompt.",
+                    1.0,
+                    "Ending earlier leaves fine texture and style to the prompt.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -128,7 +124,6 @@ class BindSubject(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[BindingSocket.Output(display_name="binding")],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def execute(

@@ -12,7 +12,7 @@ from PIL import Image
 from ..nested_core.shapes import Float
 from .bridge.shown import show_photographs, shows_pictures
 from .search import PHOTOGRAPH
-from .sockets import CATEGORY
+from .sockets import NodeSchema
 
 # Drawn by demo/tiny_world/drawings/example_photographs.py. A picture that shows a subject has a mask of the
 # same name.
@@ -27,11 +27,11 @@ def photograph_names() -> list[str]:
 
 class ExamplePhotograph(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_ExamplePhotograph",
             display_name="Example Photograph",
-            category=CATEGORY,
             description="A picture that comes with Nested Attention, so that its example workflows run "
             "at once. For a picture of your own, put Load Image in its place.",
             search_aliases=["nested attention", "example image", "test image", *PHOTOGRAPH],
@@ -49,7 +49,6 @@ class ExamplePhotograph(io.ComfyNode):
                 io.Mask.Output(display_name="mask"),
             ],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def execute(cls, photograph: str) -> io.NodeOutput:

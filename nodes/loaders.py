@@ -21,18 +21,27 @@ from .bridge.paths import (
 from .bridge.shared_files import encoder_of_file
 from .bridge.shown import show_subjects, shows_pictures
 from .search import LIKENESS
-from .sockets import CATEGORY, EncoderSocket, SubjectSocket
+from .sockets import EncoderSocket, NodeSchema, SubjectSocket
 
 FROM_FILE = "from file"
+
+
+def encoder_name_input() -> io.Input:
+    """The file of an encoder."""
+    return io.Combo.Input(
+        "encoder_name",
+        options=file_names(ENCODERS),
+        tooltip="Decides which kind of subject can be encoded and which checkpoints fit. "
+        "Files are looked for in models/nested_attention.",
+    )
 
 
 class LoadEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_LoadEncoder",
             display_name="Load Nested Attention Encoder",
-            category=CATEGORY,
             description="Reads an encoder, which turns photographs of one kind of subject into "
             "something that the image model understands.",
             search_aliases=[
@@ -43,12 +52,7 @@ class LoadEncoder(io.ComfyNode):
                 "load pulid",
             ],
             inputs=[
-                io.Combo.Input(
-                    "encoder_name",
-                    options=file_names(ENCODERS),
-                    tooltip="Decides which kind of subject can be encoded and which checkpoints fit. "
-                    "Files are looked for in models/nested_attention.",
-                ),
+                encoder_name_input(),
                 io.Combo.Input(
                     "hidden_state",
                     options=[FROM_FILE, *get_args(HiddenState)],
@@ -102,7 +106,7 @@ class LoadEncoder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
-        return encoder_name is None or missing_file(ENCODERS, encoder_name) or True
+        return missing_file(ENCODERS, encoder_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name: str | None = None, **_: object) -> str:
@@ -131,11 +135,11 @@ class LoadEncoder(io.ComfyNode):
 
 class LoadSubject(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_LoadSubject",
             display_name="Load Subject",
-            category=CATEGORY,
             description="Reads a subject that was saved before; the photograph is not needed again.",
             search_aliases=[
                 "nested attention",
@@ -161,11 +165,10 @@ class LoadSubject(io.ComfyNode):
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def validate_inputs(cls, subject_name: str | None = None) -> bool | str:
-        return subject_name is None or missing_file(SUBJECTS, subject_name) or True
+        return missing_file(SUBJECTS, subject_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, subject_name: str | None = None, **_: object) -> str:

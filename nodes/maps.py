@@ -11,7 +11,7 @@ from torch import Tensor
 from ..nested_core.maps import SHEETS, RecordPlan, draw_sheet
 from .bridge.model.recording import SampledRecord, record_maps
 from .bridge.shown import show_overlays, shows_pictures
-from .sockets import CATEGORY, RecordSocket
+from .sockets import NodeSchema, RecordSocket
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 class RecordMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_RecordMaps",
             display_name="Record Maps",
-            category=CATEGORY,
             description="Watches where each subject acts while the picture is drawn. The picture "
             "stays the same.",
             search_aliases=["nested attention", "attention map", "heatmap", "visualize", "debug"],
@@ -83,11 +82,11 @@ class RecordMaps(io.ComfyNode):
 
 class ShowMaps(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_ShowMaps",
             display_name="Show Maps",
-            category=CATEGORY,
             description="Draws what Record Maps saw: where each subject acts, where subjects get into "
             "each other's way, and what each pixel is told.",
             search_aliases=["nested attention", "attention map", "heatmap", "visualize", "debug"],
@@ -120,7 +119,6 @@ class ShowMaps(io.ComfyNode):
             ],
             outputs=[io.Image.Output()],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def execute(

@@ -22,8 +22,10 @@ from .bridge.paths import (
 from .bridge.shared_files import clip_vision_of_file, encoder_of_file
 from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import image_encoder
+from .loaders import encoder_name_input
 from .search import LIKENESS, PHOTOGRAPH
-from .sockets import CATEGORY, BindingSocket, SubjectSocket
+from .sockets import BindingSocket, NodeSchema, SubjectSocket
+from .subject import photographs_input
 
 NO_FILE = "none"
 _NAME = "Subject from Photo"
@@ -31,28 +33,19 @@ _NAME = "Subject from Photo"
 
 class PersonaliseSubject(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_Subject",
             display_name=_NAME,
-            category=CATEGORY,
             description="Gives a photograph a word of its own: load, encode and bind in one. Where the "
             "prompt says that word, the subject appears.",
             search_aliases=[*LIKENESS, *PHOTOGRAPH],
             inputs=[
-                io.Image.Input(
-                    "image",
-                    tooltip="Photographs of one subject. Each picture of the batch is another "
-                    "reference of the same subject; a tight crop keeps more detail.",
-                ),
+                photographs_input(),
                 *word_inputs(),
                 fidelity_input(),
-                io.Combo.Input(
-                    "encoder_name",
-                    options=file_names(ENCODERS),
-                    tooltip="Decides which kind of subject can be encoded and which checkpoints fit. "
-                    "Files are looked for in models/nested_attention.",
-                ),
+                encoder_name_input(),
                 io.Combo.Input(
                     "clip_vision_name",
                     options=[*file_names(CLIP_VISIONS), NO_FILE],
@@ -73,21 +66,17 @@ class PersonaliseSubject(io.ComfyNode):
                 SubjectSocket.Output(display_name="subject"),
             ],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def validate_inputs(
         cls, encoder_name: str | None = None, clip_vision_name: str | None = None
     ) -> bool | str:
-        problems: list[str] = []
-        if encoder_name is not None:
-            missing = missing_file(ENCODERS, encoder_name)
-            problems += [f"encoder_name: {missing}"] if missing else []
+        missing = missing_file(ENCODERS, encoder_name)
+        problems = [f"encoder_name: {missing}"] if missing else []
         if clip_vision_name == NO_FILE:
             problems.append(_needs_clip_vision(encoder_name))
-        elif clip_vision_name is not None:
-            missing = missing_file(CLIP_VISIONS, clip_vision_name)
-            problems += [f"clip_vision_name: {missing}"] if missing else []
+        elif missing := missing_file(CLIP_VISIONS, clip_vision_name):
+            problems.append(f"clip_vision_name: {missing}")
         # ComfyUI shows the answer once for each input, so it names the inputs, and all at once.
         return " ".join(problems) or True
 
@@ -95,12 +84,8 @@ class PersonaliseSubject(io.ComfyNode):
     def fingerprint_inputs(
         cls, encoder_name: str | None = None, clip_vision_name: str | None = None, **_: object
     ) -> str:
-        return "|".join(
-            (
-                file_fingerprint(ENCODERS, encoder_name),
-                file_fingerprint(CLIP_VISIONS, clip_vision_name),
-            )
-        )
+        encoder = file_fingerprint(ENCODERS, encoder_name)
+        return f"{encoder}|{file_fingerprint(CLIP_VISIONS, clip_vision_name)}"
 
     @classmethod
     def execute(

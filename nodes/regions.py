@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .bridge.model.patch import crop_masks
 from .bridge.notices import own_id
-from .sockets import CATEGORY
+from .sockets import NodeSchema
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 class CropMasks(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_CropMasks",
             display_name="Crop Subject Masks",
-            category=CATEGORY,
             description="For a sampler that draws a part of the picture, as detailers and inpaint crops "
             "do: cuts the subjects' masks to that part, which else would be stretched over it.",
             search_aliases=[

@@ -1,10 +1,12 @@
-"""The socket types of this pack."""
+"""What the nodes of this pack share: their category, and their socket types."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from comfy_api.latest import io
 
-CATEGORY = "nested_attention"
+NodeSchema = partial(io.Schema, category="nested_attention")
 
 EncoderSocket = io.Custom("NESTED_ATTENTION_ENCODER")
 SubjectSocket = io.Custom("NESTED_ATTENTION_SUBJECT")

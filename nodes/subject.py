@@ -19,7 +19,7 @@ from .bridge.paths import SUBJECTS, save_folder, with_date
 from .bridge.shown import show_photographs, shows_pictures
 from .bridge.vision import image_encoder
 from .search import LIKENESS, PHOTOGRAPH
-from .sockets import CATEGORY, EncoderSocket, SubjectSocket
+from .sockets import EncoderSocket, NodeSchema, SubjectSocket
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
@@ -27,13 +27,22 @@ if TYPE_CHECKING:
 _MAX_SUBJECTS = 32
 
 
+def photographs_input() -> io.Input:
+    """What a subject is made of."""
+    return io.Image.Input(
+        "image",
+        tooltip="Photographs of one subject. Each picture of the batch is another "
+        "reference of the same subject; a tight crop keeps more detail.",
+    )
+
+
 class EncodeSubject(io.ComfyNode):
     @classmethod
+    @shows_pictures
     def define_schema(cls) -> io.Schema:
-        schema = io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_EncodeSubject",
             display_name="Encode Subject",
-            category=CATEGORY,
             description="Makes a subject of one or several photographs of the same person, animal or "
             "thing.",
             search_aliases=[*LIKENESS, *PHOTOGRAPH, "face embedding"],
@@ -41,11 +50,7 @@ class EncodeSubject(io.ComfyNode):
                 EncoderSocket.Input(
                     "encoder", tooltip="Decides what of the photograph is kept as identity."
                 ),
-                io.Image.Input(
-                    "image",
-                    tooltip="Photographs of one subject. Each picture of the batch is another "
-                    "reference of the same subject; a tight crop keeps more detail.",
-                ),
+                photographs_input(),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
@@ -84,7 +89,6 @@ class EncodeSubject(io.ComfyNode):
             ],
             outputs=[SubjectSocket.Output(display_name="subject")],
         )
-        return shows_pictures(schema)
 
     @classmethod
     def execute(
@@ -106,10 +110,9 @@ class EncodeSubject(io.ComfyNode):
 class SaveSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_SaveSubject",
             display_name="Save Subject",
-            category=CATEGORY,
             description="Writes a subject to models/nested_subjects, to be used again without its "
             "photograph.",
             search_aliases=[
@@ -158,10 +161,9 @@ class SaveSubject(io.ComfyNode):
 class SubjectPerPicture(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return NodeSchema(
             node_id="NestedAttention_SubjectPerPicture",
             display_name="Subject per Picture",
-            category=CATEGORY,
             description="Gives each picture of a batch a subject of its own under one word: the panels "
             "of a comic, the frames of a video, or several people in one go.",
             search_aliases=[

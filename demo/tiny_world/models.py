@@ -114,22 +114,16 @@ class TinyWorld(comfy.supported_models.SD15):
 class TextEncoder(comfy.sd1_clip.SD1CheckpointClipModel):
     """ComfyUI's CLIP-L, with tokens of zero behind the end of the text: padding says nothing."""
 
-    def __init__(
-        self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None
-    ) -> None:
-        super().__init__(device=device, dtype=dtype, model_options=model_options or {})
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.zero_out_masked = True
 
 
 class ClipModel(comfy.sd1_clip.SD1ClipModel):
     """The text encoder behind ComfyUI's CLIP socket."""
 
-    def __init__(
-        self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: Any = None
-    ) -> None:
-        super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {}, clip_model=TextEncoder
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(clip_model=TextEncoder, **options)
 
 
 class InvertibleVAE:
@@ -171,7 +165,7 @@ def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
     config = TinyWorld(dict(TinyWorld.unet_config))
     device = comfy.model_management.get_torch_device()
     model = config.get_model({}, device=comfy.model_management.unet_offload_device())
-    model.diffusion_model.load_state_dict(_part(weights_file(weights, BASE_FILE), "unet."))
+    model.diffusion_model.load_state_dict(part_of(weights_file(weights, BASE_FILE), "unet."))
     model.eval()
     return ModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
@@ -184,7 +178,7 @@ def load_clip(weights: Path = WEIGHTS) -> comfy.sd.CLIP:
         clip, tokenizer = ClipModel, comfy.sd1_clip.SD1Tokenizer
 
     clip = comfy.sd.CLIP(Target, model_options={"clip_l_model_config": TEXT_CONFIG})
-    text = _part(weights_file(weights, BASE_FILE), "text.")
+    text = part_of(weights_file(weights, BASE_FILE), "text.")
     embedding = torch.zeros(VOCABULARY_SIZE, TEXT_DIM)
     embedding[text.pop("token_ids").long()] = text.pop("token_embedding").float()
     text["text_model.embeddings.token_embedding.weight"] = embedding
@@ -212,7 +206,8 @@ def load_clip_vision(weights: Path = WEIGHTS) -> comfy.clip_vision.ClipVisionMod
     return vision
 
 
-def _part(file: Path, prefix: str) -> dict[str, Tensor]:
+def part_of(file: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of the base model's file under this prefix, without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in load_file(file).items()

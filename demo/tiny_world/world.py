@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +178,7 @@ def draw(subjects: Sequence[Placed], scene: Scene) -> Picture:
         where, colour = _PROPS[scene.prop]
         picture[where] = colour
     for subject in subjects:
-        labels, (top, left) = _SPRITES_OF[subject.identity.kind], _corner(subject)
-        patch = picture[top : top + labels.shape[0], left : left + labels.shape[1]]
+        labels, patch = _covered(subject, picture)
         inside = labels >= 0
         patch[inside] = _colours_of(subject.identity)[labels[inside]]
     return _STYLES[scene.style](picture).astype(np.float32)
@@ -193,19 +193,16 @@ def reference_picture(draws: np.random.Generator, identity: Identity) -> tuple[P
 def subject_mask(subject: Placed) -> NDArray[np.bool_]:
     """Where the subject is, `[32, 32]`."""
     mask = np.zeros((SIZE, SIZE), dtype=bool)
-    labels, (top, left) = _SPRITES_OF[subject.identity.kind], _corner(subject)
-    mask[top : top + labels.shape[0], left : left + labels.shape[1]] = labels >= 0
+    labels, patch = _covered(subject, mask)
+    patch[:] = labels >= 0
     return mask
 
 
 def part_map(subject: Placed) -> NDArray[np.int64]:
     """Which of its kind's parts each pixel shows, `[32, 32]`; -1 where it shows none."""
     whole = np.full((SIZE, SIZE), -1)
-    labels, (top, left) = _SPRITES_OF[subject.identity.kind], _corner(subject)
-    is_part = (labels >= 0) & (labels < len(PARTS[subject.identity.kind]))
-    whole[top : top + labels.shape[0], left : left + labels.shape[1]] = np.where(
-        is_part, labels, -1
-    )
+    labels, patch = _covered(subject, whole)
+    patch[:] = np.where(labels < len(PARTS[subject.identity.kind]), labels, -1)
     return whole
 
 
@@ -252,8 +249,10 @@ def _letters(kind: str) -> str:
 _SPRITES_OF = {kind: _sprite(kind) for kind in KINDS}
 
 
-def _corner(subject: Placed) -> tuple[int, int]:
-    return SIZE - _SPRITES_OF[subject.identity.kind].shape[0], PLACES[subject.place]
+def _covered(subject: Placed, picture: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The sprite's labels, -1 where it shows nothing, and the part of a picture that it covers."""
+    labels, left = _SPRITES_OF[subject.identity.kind], PLACES[subject.place]
+    return labels, picture[SIZE - labels.shape[0] :, left : left + labels.shape[1]]
 
 
 def _colours_of(identity: Identity) -> NDArray[np.float64]:

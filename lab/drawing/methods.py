@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tiny_world import world
 
 from ..ablations.decoupled import with_decoupled_subjects
 from ..ablations.encoders import ABLATIONS
-from ..subjects.held_out import HeldOut
+from ..subjects.held_out import Prompt
 from .studio import Studio, run_node
 
 SHIPPED = "shipped"
-MAX_SUBJECTS = 32  # bindings that the Apply node takes
 ABLATION_IDENTITIES = 64
 STRENGTHS = (0.0, 0.375, 0.75, 1.125, 1.5)
-
+_MARGIN = 1  # pixels around the box that a user would paint
 
 Prepared = tuple[Any, Any, list[str]]
 
@@ -37,8 +37,8 @@ class Method(ABC):
     encoder: str | None = None
 
     @abstractmethod
-    def prepare(self, studio: Studio, encoder: Any, subjects: Sequence[HeldOut]) -> Prepared:
-        """MODEL, CLIP, and a caption for every prompt of every subject."""
+    def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
+        """MODEL, CLIP, and a caption for every prompt."""
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,60 @@ class Words(Method):
 
     names_parts: bool = False
 
-    def prepare(self, studio: Studio, encoder: Any, subjects: Sequence[HeldOut]) -> Prepared:
+    def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
         captions = [
-            prompt.full_caption() if self.names_parts else prompt.caption()
-            for subject in subjects
-            for prompt in subject.prompts
+            prompt.full_caption() if self.names_parts else prompt.caption() for prompt in prompts
         ]
         return studio.model, studio.clip, captions
 
 
 @dataclass(frozen=True)
 class Nested(Method):
-    """This pack: a token for each subject."""
+    """This pack: a token for each subject.
+
+    Attributes:
+        masks: whether each subject's box is painted by hand.
+    """
 
     strength: float = 1.0
+    separation: float = 0.0
+    masks: bool = False
 
-    def prepare(self, studio: Studio, encoder: Any, subjects: Sequence[HeldOut]) -> Prepared:
+    def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
         bindings: dict[str, Any] = {}
+        tokens: dict[int, str] = {}  # by photograph: several prompts may show one subject
         captions: list[str] = []
-        for number, subject in enumerate(subjects):
-            token = f"<s{number}>"
-            (bindings[f"binding_{number}"],) = run_node(
-                "NestedAttention_BindSubject",
-                subject=studio.encode_subject(encoder, subject.photograph),
-                token=token,
-                noun=subject.identity.kind,
-                strength=self.strength,
-            )
-            captions += [prompt.caption([token]) for prompt in subject.prompts]
+        for prompt in prompts:
+            for placed, photograph in zip(prompt.subjects, prompt.photographs, strict=True):
+                if id(photograph) in tokens:
+                    continue
+                tokens[id(photograph)] = token = f"<s{len(bindings)}>"
+                (bindings[f"binding_{len(bindings)}"],) = run_node(
+                    "NestedAttention_BindSubject",
+                    subject=studio.encode_subject(encoder, photograph),
+                    token=token,
+                    noun=placed.identity.kind,
+                    strength=self.strength,
+                    mask=_box(placed) if self.masks else None,
+                )
+            captions.append(prompt.caption([tokens[id(each)] for each in prompt.photographs]))
         model, clip = run_node(
-            "NestedAttention_Apply", model=studio.model, clip=studio.clip, bindings=bindings
+            "NestedAttention_Apply",
+            model=studio.model,
+            clip=studio.clip,
+            bindings=bindings,
+            separation=self.separation,
         )
         return model, clip, captions
+
+
+def _box(placed: world.Placed) -> torch.Tensor:
+    """What somebody would paint in a second, `[1, 32, 32]`."""
+    rows, columns = np.nonzero(world.subject_mask(placed))
+    mask = torch.zeros(1, world.SIZE, world.SIZE)
+    top, left = max(rows.min() - _MARGIN, 0), max(columns.min() - _MARGIN, 0)
+    mask[:, top : rows.max() + 1 + _MARGIN, left : columns.max() + 1 + _MARGIN] = 1.0
+    return mask
 
 
 @dataclass(frozen=True)
@@ -87,25 +109,21 @@ class Decoupled(Method):
 
     strength: float = 1.0
 
-    def prepare(self, studio: Studio, encoder: Any, subjects: Sequence[HeldOut]) -> Prepared:
+    def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
         tokens = [
-            studio.encode_subject(encoder, subject.photograph).tokens
-            for subject in subjects
-            for _ in subject.prompts
+            torch.cat([studio.encode_subject(encoder, each).tokens for each in prompt.photographs])
+            for prompt in prompts
         ]
         model = with_decoupled_subjects(studio.model, encoder, torch.stack(tokens), self.strength)
-        captions = [prompt.caption() for subject in subjects for prompt in subject.prompts]
-        return model, studio.clip, captions
+        return model, studio.clip, [prompt.caption() for prompt in prompts]
 
 
 @torch.inference_mode()  # as ComfyUI executes nodes
 def draw(
-    studio: Studio, method: Method, encoder: Any, subjects: Sequence[HeldOut]
+    studio: Studio, method: Method, encoder: Any, prompts: Sequence[Prompt]
 ) -> NDArray[np.float32]:
-    """All prompts of these subjects in one batch, `[prompts, 32, 32, 3]` in [0, 1]."""
-    model, clip, captions = method.prepare(studio, encoder, subjects)
-    prompts = [prompt for subject in subjects for prompt in subject.prompts]
-    return studio.draw(model, clip, captions, prompts)
+    """Pictures `[prompts, 32, 32, 3]` in [0, 1], all in one run of the sampler."""
+    return studio.draw(*method.prepare(studio, encoder, prompts), prompts)
 
 
 MAIN: tuple[Method, ...] = (
@@ -141,6 +159,16 @@ GROUPS = {
     "all": (*MAIN, *_OF_ABLATIONS, *_AT_STRENGTHS),
 }
 METHODS = {method.name: method for method in GROUPS["all"]}
+
+# Of several subjects in a picture. They have a table of their own, and names of their own in it.
+OF_SEVERAL: tuple[Method, ...] = (
+    Words("words", names_parts=True),
+    Decoupled("decoupled", "decoupled"),
+    Nested("nested", SHIPPED),
+    Nested("nested, masks", SHIPPED, masks=True),
+    Nested("nested, separation", SHIPPED, separation=1.0),
+    Nested("nested, masks and separation", SHIPPED, separation=1.0, masks=True),
+)
 
 
 def chosen(names: Sequence[str]) -> list[Method]:

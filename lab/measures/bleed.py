@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from tiny_world import world
@@ -33,6 +33,9 @@ class GroupFigures:
     background_psnr: float
     bleed: float
     stranger: float
+
+
+FIGURES = tuple(field.name for field in fields(GroupFigures))
 
 
 def measure_group(prompt: GroupPrompt, picture: world.Picture) -> GroupFigures:

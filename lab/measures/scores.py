@@ -8,7 +8,7 @@ the pictures of one identity are not independent, so identities are drawn, not p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from ..subjects.held_out import HeldOut, Prompt
 
 ALL = "all"
 STYLES = (*world.STYLES, ALL)
-FIGURES = ("subject_psnr", "background_psnr", "picture_psnr", "style_obeyed")
 _RESAMPLES = 2000
 
 Values = NDArray[np.float64]
@@ -55,6 +54,10 @@ class Scores:
     def pictures_in(self, style: str) -> int:
         """How many of a style."""
         return self.identities * (len(world.STYLES) if style == ALL else 1)
+
+
+FIGURES = tuple(field.name for field in fields(Scores))
+SUBJECT_AND_BACKGROUND = FIGURES[:2]
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,6 @@ def difference(first: Scores, second: Scores, figure: str, style: str = ALL) -> 
     return estimate(minuend - subtrahend)
 
 
-def psnr_of_mean_error(values: Values) -> float:
-    """In dB: errors are averaged first, so that the worst pictures count most."""
-    return float(-10.0 * np.log10(np.mean(10.0 ** (values / -10.0))))
-
-
 def rows(method: str, scores: Scores, none: Scores | None) -> list[dict[str, Any]]:
     """A row for each style and one for all of them together, for a JSON file.
 
@@ -126,17 +124,15 @@ def rows(method: str, scores: Scores, none: Scores | None) -> list[dict[str, Any
 def _row(method: str, style: str, scores: Scores, none: Scores | None) -> dict[str, Any]:
     row: dict[str, Any] = {"method": method, "style": style, "n": scores.pictures_in(style)}
     for figure in FIGURES:
-        row |= _fields(figure, estimate(of_style(getattr(scores, figure), style)))
-    for figure in ("subject_psnr", "background_psnr"):
-        values = getattr(scores, figure)
-        chosen = values if style == ALL else of_style(values, style)
-        row[f"{figure}_of_mean_error"] = round(psnr_of_mean_error(chosen), 4)
-        if none is not None:
-            row |= _fields(f"{figure}_gain", difference(scores, none, figure, style))
+        row |= interval_fields(figure, estimate(of_style(getattr(scores, figure), style)))
+    if none is not None:
+        for figure in SUBJECT_AND_BACKGROUND:
+            row |= interval_fields(f"{figure}_gain", difference(scores, none, figure, style))
     return row
 
 
-def _fields(name: str, interval: Estimate) -> dict[str, float]:
+def interval_fields(name: str, interval: Estimate) -> dict[str, float]:
+    """The three numbers for a JSON file."""
     return {
         name: round(interval.mean, 4),
         f"{name}_low": round(interval.low, 4),

@@ -13,7 +13,7 @@ _SHOWN = ("none", "named", "one_token", "decoupled", "nested_16", "shipped")
 
 def example_sheet(results: Results) -> Image.Image | None:
     """Of the first person and the first dog, in every style."""
-    shown = [name for name in _SHOWN if name in results.scores]
+    shown = results.measured(_SHOWN)
     if not shown:
         return None
     fewest = min(results.scores[name].identities for name in shown)

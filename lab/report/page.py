@@ -3,71 +3,61 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from . import sections
-from .figures import FIGURES
+from PIL import Image
+
+from . import figures, sections
+from .examples import example_sheet
 from .requirements import requirements
 from .results import Results
-from .several import GroupResults, group_figure, group_section
+from .several import several, several_figure
 
 BEGIN = "<!-- conclusions: written by hand, kept when this page is written again -->"
 END = "<!-- end of conclusions -->"
 _NOTHING = "None have been written yet."
 
+# Each heading, what stands under it (nothing where its methods were not measured), and its figure:
+# the ending of the file's name, and what draws it.
+_Figure = tuple[str, Callable[[Results], Image.Image | None]]
+_SECTIONS: tuple[tuple[str, Callable[[Results], str], _Figure | None], ...] = (
+    ("What is claimed", sections.claims, None),
+    ("How it was measured", sections.method, None),
+    ("The shipped encoder", sections.shipped, ("styles", figures.styles)),
+    ("What was asked for", requirements, None),
+    ("Pictures", sections.pictures, ("examples", example_sheet)),
+    ("Identity against prompt", sections.curve, ("curve", figures.curve)),
+    ("What each part is worth", sections.ablations, ("ablations", figures.ablations)),
+    ("Several subjects", several, ("several", several_figure)),
+    ("Every figure", sections.everything, None),
+    ("How to repeat it", sections.repeat, None),
+)
 
-def write_report(page: Path, results: Results, several: GroupResults | None = None) -> None:
+
+def write_report(page: Path, results: Results) -> None:
     """Writes the page and, beside it, its figures; what stands between the marks stays."""
     earlier = page.read_text(encoding="utf-8") if page.exists() else ""
     page.parent.mkdir(parents=True, exist_ok=True)
-    figures = {}
-    for name, draw in FIGURES.items():
-        image = draw(results)
-        if image is not None:
-            figures[name] = f"{page.stem}-{name}.png"
-            image.save(page.parent / figures[name], optimize=True)
-    if several is not None:
-        figures["several"] = f"{page.stem}-several.png"
-        group_figure(several).save(page.parent / figures["several"], optimize=True)
-    text = "\n\n".join(_paragraphs(results, figures, conclusions_of(earlier), several))
-    page.write_text(text + "\n", encoding="utf-8")
+    parts = [
+        sections.introduction(results),
+        f"## Conclusions\n\n{BEGIN}\n\n{conclusions_of(earlier)}\n\n{END}",
+    ]
+    for heading, write, figure in _SECTIONS:
+        text = write(results)
+        if not text:
+            continue
+        parts.append(f"## {heading}\n\n{text}")
+        if figure is not None:
+            ending, draw = figure
+            image, file = draw(results), f"{page.stem}-{ending}.png"
+            if image is not None:
+                image.save(page.parent / file, optimize=True)
+                parts.append(f"![{heading}]({file})")
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def conclusions_of(page: str) -> str:
     """What somebody wrote between the marks of an earlier version of the page."""
     match = re.search(f"{re.escape(BEGIN)}(.*?){re.escape(END)}", page, re.DOTALL)
     return (match[1].strip() if match else "") or _NOTHING
-
-
-def _paragraphs(
-    results: Results,
-    figures: dict[str, str],
-    conclusions: str,
-    several: GroupResults | None,
-) -> Iterator[str]:
-    yield sections.introduction(results)
-    yield f"## Conclusions\n\n{BEGIN}\n\n{conclusions}\n\n{END}"
-    for heading, write, figure in _SECTIONS:
-        if heading == _LAST and several is not None:
-            yield f"## Several subjects\n\n{group_section(several)}"
-            yield f"![Several subjects]({figures['several']})"
-        text = write(results)
-        if text:
-            yield f"## {heading}\n\n{text}"
-            if figure in figures:
-                yield f"![{heading}]({figures[figure]})"
-
-
-_LAST = "Every figure"
-_SECTIONS: tuple[tuple[str, Callable[[Results], str], str], ...] = (
-    ("What is claimed", sections.claims, ""),
-    ("How it was measured", sections.method, ""),
-    ("The shipped encoder", sections.shipped, "styles"),
-    ("What was asked for", requirements, ""),
-    ("Pictures", sections.pictures, "examples"),
-    ("Identity against prompt", sections.curve, "curve"),
-    ("What each part is worth", sections.ablations, "ablations"),
-    (_LAST, sections.everything, ""),
-    ("How to repeat it", sections.repeat, ""),
-)

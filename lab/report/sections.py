@@ -6,9 +6,9 @@ from tiny_world import world
 
 from ..ablations.encoders import ABLATIONS
 from ..drawing.methods import ABLATION_IDENTITIES, CURVES, MAIN, SHIPPED, STRENGTHS, at_strength
-from ..measures.scores import STYLES
+from ..measures.scores import FIGURES, STYLES, SUBJECT_AND_BACKGROUND
 from .results import Results
-from .tables import by_style, of_method, overview, plain, table
+from .tables import by_style, of_method, overview, plain, share, table
 
 _MEANINGS = {
     "none": "no personalisation: the noun in the token's place",
@@ -23,7 +23,8 @@ _MEANINGS = {
     "nested_16_scale_2": "16 tokens, twice as long",
     "nested_16_scale_4": "16 tokens, four times as long",
 }
-assert set(_MEANINGS) == {*(method.name for method in MAIN), *ABLATIONS}
+MAIN_NAMES, ABLATION_NAMES = tuple(method.name for method in MAIN), tuple(ABLATIONS)
+assert set(_MEANINGS) == {*MAIN_NAMES, *ABLATION_NAMES}
 
 
 def introduction(results: Results) -> str:
@@ -70,7 +71,7 @@ def claims(results: Results) -> str:
 def method(results: Results) -> str:
     """Everything that has to be known to read the figures."""
     how, budget = results.evaluation.sampling, results.evaluation.budget
-    measured = {name: text for name, text in _MEANINGS.items() if name in results.scores}
+    lines = [[f"`{name}`", _MEANINGS[name]] for name in results.measured(_MEANINGS)]
     return (
         f"* **Pictures.** Identities come from seed {results.evaluation.seed}, in a range of random numbers "
         "that training never uses. Each has one photograph (in photo style, somewhere) and one prompt "
@@ -91,13 +92,13 @@ def method(results: Results) -> str:
         f"{budget['batch_size']} samples, by the trainer of this repository, a part of the shipped "
         "encoder's (`PRESETS` in `lab/train.py`). They and the curves are measured on the first "
         f"{ABLATION_IDENTITIES} identities at most. Compare them with each other, not with `shipped`.\n\n"
-        + table(["method", "what it is"], [[f"`{n}`", text] for n, text in measured.items()], 2)
+        + table(["method", "what it is"], lines, words=2)
     )
 
 
 def shipped(results: Results) -> str:
     """What the shipped encoder gains, style by style."""
-    names = measured_main(results)
+    names = results.measured(MAIN_NAMES)
     if SHIPPED not in names:
         return ""
     return (
@@ -117,19 +118,13 @@ def pictures(results: Results) -> str:
 
 def curve(results: Results) -> str:
     """The balance when the strength changes."""
-    lines = [
-        [
-            f"`{name}`",
-            f"{strength:g}",
-            *(
-                plain(of_method(results, at_strength(name, strength), figure))
-                for figure in ("subject_psnr", "background_psnr", "picture_psnr")
-            ),
-            f"{100 * of_method(results, at_strength(name, strength), 'style_obeyed').mean:.1f} %",
-        ]
-        for name in measured_curves(results)
-        for strength in STRENGTHS
-    ]
+    lines = []
+    for name in measured_curves(results):
+        for strength in STRENGTHS:
+            method = at_strength(name, strength)
+            *figures, obeyed = (of_method(results, method, figure) for figure in FIGURES)
+            cells = [f"`{name}`", f"{strength:g}", *map(plain, figures), share(obeyed)]
+            lines.append(cells)
     if not lines:
         return ""
     return (
@@ -141,7 +136,7 @@ def curve(results: Results) -> str:
 
 def ablations(results: Results) -> str:
     """All of them beside each other."""
-    names = measured_ablations(results)
+    names = results.measured(ABLATION_NAMES)
     budget = results.evaluation.budget
     if not names:
         return ""
@@ -153,19 +148,12 @@ def ablations(results: Results) -> str:
 
 def everything(results: Results) -> str:
     """Each method and style; the numbers of the JSON file."""
-    lines = [
-        [
-            f"`{name}`",
-            style,
-            *(
-                plain(of_method(results, name, figure, style))
-                for figure in ("subject_psnr", "background_psnr")
-            ),
-            str(scores.pictures_in(style)),
-        ]
-        for name, scores in results.scores.items()
-        for style in STYLES
-    ]
+    lines = []
+    for name, scores in results.scores.items():
+        for style in STYLES:
+            both = [of_method(results, name, figure, style) for figure in SUBJECT_AND_BACKGROUND]
+            count = str(scores.pictures_in(style))
+            lines.append([f"`{name}`", style, *map(plain, both), count])
     header = ["method", "style", "subject", "background", "pictures"]
     return f"<details><summary>All methods, style by style</summary>\n\n{table(header, lines)}\n\n</details>"
 
@@ -187,11 +175,6 @@ def repeat(results: Results) -> str:
     )
 
 
-def measured_main(results: Results) -> list[str]:
-    """The shipped encoder and what it is compared with."""
-    return [method.name for method in MAIN if method.name in results.scores]
-
-
 def measured_curves(results: Results) -> list[str]:
     """Methods that were measured at every strength."""
     return [
@@ -199,8 +182,3 @@ def measured_curves(results: Results) -> list[str]:
         for name in CURVES
         if all(at_strength(name, strength) in results.scores for strength in STRENGTHS)
     ]
-
-
-def measured_ablations(results: Results) -> list[str]:
-    """In the order of their table."""
-    return [name for name in ABLATIONS if name in results.scores]

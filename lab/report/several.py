@@ -1,95 +1,41 @@
-"""What several subjects in a picture come to: rows for a file, a section and a figure for the page."""
+"""What several subjects in a picture come to: the section and the figure of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..ablations.open_base import STEPS
-from ..drawing.evaluation import Evaluation
-from ..drawing.groups import GROUP_METHODS, GroupPictures
-from ..measures.bleed import GroupFigures, measure_group
-from ..measures.scores import Estimate, estimate
+from ..drawing import methods
+from ..measures.bleed import FIGURES
+from ..measures.scores import estimate
 from ..subjects.groups import SETTINGS
 from .picture_grid import Line, picture_grid
+from .results import GroupResults, Results
 from .tables import plain, signed, table
 
 PLAIN, SEPARATED, BEST = "nested", "nested, separation", "nested, masks and separation"
-_FIGURES = tuple(GroupFigures.__dataclass_fields__)
 _SHOWN = ("decoupled", PLAIN, "nested, masks", SEPARATED)
 _PICTURES = 4  # of a setting
 
-Values = NDArray[np.float64]
 
-
-@dataclass(frozen=True, eq=False)
-class GroupResults:
-    """Figures `[prompts]` by setting, method and name."""
-
-    drawn: GroupPictures
-    figures: Mapping[tuple[str, str, str], Values]
-
-    def of(self, setting: str, method: str, figure: str) -> Values:
-        """Pictures in which nothing can be told are not numbers."""
-        return self.figures[setting, method, figure]
-
-    def estimate(self, setting: str, method: str, figure: str) -> Estimate:
-        """The mean and its interval."""
-        values = self.of(setting, method, figure)
-        return estimate(values[~np.isnan(values)])
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One for each setting and method, for a JSON file."""
-        return [
-            {
-                "method": f"several: {method.name}",
-                "style": setting,
-                "n": self.drawn.count,
-                **{
-                    figure: round(self.estimate(setting, method.name, figure).mean, 4)
-                    for figure in _FIGURES
-                },
-            }
-            for setting in SETTINGS
-            for method in GROUP_METHODS
-        ]
-
-
-def collect_groups(evaluation: Evaluation, count: int) -> GroupResults:
-    """Trains, draws and measures whatever is missing."""
-    drawn = GroupPictures(evaluation, count)
-    figures: dict[tuple[str, str, str], Values] = {}
-    for setting in SETTINGS:
-        for method in GROUP_METHODS:
-            pictures = zip(drawn.prompts(setting), drawn.pictures(setting, method), strict=True)
-            measured = [measure_group(prompt, picture) for prompt, picture in pictures]
-            for figure in _FIGURES:
-                values = [getattr(of_picture, figure) for of_picture in measured]
-                figures[setting, method.name, figure] = np.array(values)
-    return GroupResults(drawn, figures)
-
-
-def group_section(results: GroupResults) -> str:
+def several(results: Results) -> str:
     """The page's part on several subjects."""
-    parts = [_METHOD.format(count=results.drawn.count, steps=f"{STEPS:,}")]
+    found = results.several
+    if found is None:
+        return ""
+    parts = [_METHOD.format(count=found.count, steps=f"{STEPS:,}")]
+    header = ["", "subjects, dB", "background, dB", "bleed", "towards a stranger"]
     for setting in SETTINGS:
-        lines = [
-            [
-                f"`{method.name}`",
-                *(plain(results.estimate(setting, method.name, name)) for name in _FIGURES[:2]),
-                *(plain(results.estimate(setting, method.name, name), 3) for name in _FIGURES[2:]),
+        lines = []
+        for method in methods.OF_SEVERAL:
+            figures = [found.estimate(setting, method.name, figure) for figure in FIGURES]
+            cells = [
+                plain(value, digits) for value, digits in zip(figures, (2, 2, 3, 3), strict=True)
             ]
-            for method in GROUP_METHODS
-        ]
-        heading = f"**{setting.capitalize()}**"
-        header = ["", "subjects, dB", "background, dB", "bleed", "towards a stranger"]
-        parts.append(f"{heading}\n\n{table(header, lines)}")
-    parts.append(f"What separation by maps removes:\n\n{_removed(results)}")
+            lines.append([f"`{method.name}`", *cells])
+        parts.append(f"**{setting.capitalize()}**\n\n{table(header, lines)}")
+    parts.append(f"What separation by maps removes:\n\n{_removed(found)}")
     return "\n\n".join(parts)
 
 
@@ -127,16 +73,19 @@ _METHOD = (
 )
 
 
-def group_figure(results: GroupResults) -> Image.Image:
+def several_figure(results: Results) -> Image.Image | None:
     """The first prompts of each setting whose places are left open; nothing is picked."""
-    methods = [method for method in GROUP_METHODS if method.name in _SHOWN]
+    found = results.several
+    if found is None:
+        return None
+    shown = [method for method in methods.OF_SEVERAL if method.name in _SHOWN]
     lines = []
     for name, setting in SETTINGS.items():
         if setting.says_places:
             continue
-        drawn = [results.drawn.pictures(name, method) for method in methods]
-        for index, prompt in enumerate(results.drawn.prompts(name)[:_PICTURES]):
+        drawn = [found.evaluation.group_pictures(name, method, found.count) for method in shown]
+        for index, prompt in enumerate(found.evaluation.groups(name, found.count)[:_PICTURES]):
             pictures = [prompt.target, *(pictures[index] for pictures in drawn)]
             lines.append(Line(prompt.photographs, pictures))
-    headings = ["photographs", "right answer", *(method.name for method in methods)]
+    headings = ["photographs", "right answer", *(method.name for method in shown)]
     return picture_grid(headings, lines, cell=112)

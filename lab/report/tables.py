@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..measures.scores import ALL, FIGURES, STYLES, Estimate, difference, estimate, of_style
+from ..measures.scores import (
+    ALL,
+    FIGURES,
+    STYLES,
+    SUBJECT_AND_BACKGROUND,
+    Estimate,
+    difference,
+    estimate,
+    of_style,
+)
 from .results import NONE, Results
 
 
@@ -24,6 +33,11 @@ def signed(value: Estimate) -> str:
     return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
 
 
+def share(value: Estimate) -> str:
+    """The mean of a share."""
+    return f"{100 * value.mean:.1f} %"
+
+
 def of_method(results: Results, name: str, figure: str, style: str = ALL) -> Estimate:
     """A figure of a method."""
     return estimate(of_style(getattr(results.scores[name], figure), style))
@@ -36,6 +50,7 @@ def gain(results: Results, name: str, figure: str, style: str = ALL) -> Estimate
 
 def overview(results: Results, names: Sequence[str]) -> str:
     """A line for each method, over all styles."""
+    header = ["", "subject", "gain", "background", "change", "whole picture", "style obeyed"]
     lines = []
     for name in names:
         subject, background, picture, obeyed = (
@@ -43,23 +58,11 @@ def overview(results: Results, names: Sequence[str]) -> str:
         )
         gains = ["", ""]
         if name != NONE and NONE in results.scores:
-            gains = [signed(gain(results, name, figure)) for figure in FIGURES[:2]]
+            gains = [signed(gain(results, name, figure)) for figure in SUBJECT_AND_BACKGROUND]
         cells = [plain(subject), gains[0], plain(background), gains[1], plain(picture)]
         count = str(results.scores[name].identities)
-        lines.append([f"`{name}`", *cells, f"{100 * obeyed.mean:.1f} %", count])
-    return table(
-        [
-            "",
-            "subject",
-            "gain",
-            "background",
-            "change",
-            "whole picture",
-            "style obeyed",
-            "identities",
-        ],
-        lines,
-    )
+        lines.append([f"`{name}`", *cells, share(obeyed), count])
+    return table([*header, "identities"], lines)
 
 
 def by_style(results: Results, names: Sequence[str], figure: str) -> str:

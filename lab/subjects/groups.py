@@ -30,7 +30,6 @@ class Setting:
             left, and either way to place them is right.
     """
 
-    name: str
     casts: tuple[tuple[str, ...], ...]
     places: tuple[str, ...]
     says_places: bool
@@ -40,21 +39,15 @@ _ALIKE = (("person", "person"), ("dog", "dog"))
 _KINDS = (("person", "dog"), ("dog", "person"))
 _THREE = (("person", "person", "dog"), ("dog", "person", "dog"))
 SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("two alike", _ALIKE, world.OPEN_PLACES, says_places=False),
-        Setting("two kinds", _KINDS, world.OPEN_PLACES, says_places=False),
-        Setting("two alike, places said", _ALIKE, world.OPEN_PLACES, says_places=True),
-        Setting("three, places said", _THREE, tuple(world.PLACES), says_places=True),
-    )
+    "two alike": Setting(_ALIKE, world.OPEN_PLACES, says_places=False),
+    "two kinds": Setting(_KINDS, world.OPEN_PLACES, says_places=False),
+    "two alike, places said": Setting(_ALIKE, world.OPEN_PLACES, says_places=True),
+    "three, places said": Setting(_THREE, tuple(world.PLACES), says_places=True),
 }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class GroupPrompt(Prompt):
-    """One picture of several subjects, and a photograph of each."""
-
-    photographs: tuple[world.Picture, ...]
+    """One picture of several subjects."""
 
     def visible(self, index: int) -> NDArray[np.bool_]:
         """The pixels of a subject, `[32, 32]`; who stands further right stands in front."""
@@ -86,8 +79,8 @@ def group_prompt(seed: int, name: str, index: int) -> GroupPrompt:
     photographs = tuple(world.reference_picture(draws, identity)[0] for identity in identities)
     return GroupPrompt(
         tuple(itertools.starmap(world.Placed, zip(identities, setting.places, strict=True))),
+        photographs,
         world.random_scene(draws),
         (UNSEEN, seed, _NOISE, number, index),
         setting.says_places,
-        photographs=photographs,
     )

@@ -22,10 +22,12 @@ class Prompt:
 
     Attributes:
         subjects: from left to right.
+        photographs: one of each subject.
         noise_seed: the picture starts from the same noise whatever draws it, in whatever batch.
     """
 
     subjects: tuple[world.Placed, ...]
+    photographs: tuple[world.Picture, ...]
     scene: world.Scene
     noise_seed: tuple[int, ...]
     says_places: bool = True
@@ -78,6 +80,7 @@ def held_out_subject(seed: int, index: int) -> HeldOut:
     prompts = tuple(
         Prompt(
             (world.Placed(identity, str(draws.choice(tuple(world.PLACES)))),),
+            (photograph,),
             world.random_scene(draws, style),
             (UNSEEN, seed, _NOISE, index, number),
         )

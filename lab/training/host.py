@@ -126,37 +126,25 @@ class BaseModel(nn.Module):
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """The file that the loader nodes read."""
-        text = {name: tensor.to(dtype) for name, tensor in self.text.state_dict().items()}
-        unet = self.unet.state_dict()
-        tensors = {f"unet.{name}": tensor.to(dtype) for name, tensor in unet.items()}
+        text = {_prefixed(name): tensor for name, tensor in self.text.state_dict().items()}
+        text["token_embedding"] = text.pop(_EMBEDDING)
+        tensors = {f"unet.{name}": tensor for name, tensor in self.unet.state_dict().items()}
+        tensors |= {f"text.{name}": tensor for name, tensor in text.items()}
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         tensors["text.token_ids"] = self.token_ids
-        tensors["text.token_embedding"] = text.pop(_text_name(text, _EMBEDDING))
-        tensors |= {f"text.{_prefixed(name)}": tensor for name, tensor in text.items()}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
 
     def load(self, path: Path) -> None:
         """Reads what `save` wrote."""
-        tensors = load_file(path)
-        own = self.text.state_dict()
-        embedding = _text_name(own, _EMBEDDING)
-        text = {name: tensors[f"text.{_prefixed(name)}"] for name in own if name != embedding}
-        self.text.load_state_dict({**text, embedding: tensors["text.token_embedding"].float()})
-        self.unet.load_state_dict(
-            {
-                name.removeprefix("unet."): tensor.float()
-                for name, tensor in tensors.items()
-                if name.startswith("unet.")
-            }
-        )
+        tensors, own = models.part_of(path, "text."), self.text.state_dict()
+        tensors[_EMBEDDING] = tensors["token_embedding"]
+        self.text.load_state_dict({name: tensors[_prefixed(name)] for name in own})
+        self.unet.load_state_dict(models.part_of(path, "unet."))
 
 
 def _prefixed(name: str) -> str:
     """The name with the prefix that some releases of transformers leave out."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-def _text_name(names: Mapping[str, Any], wanted: str) -> str:
-    return next(name for name in names if _prefixed(name) == wanted)
 
 
 def _attend(
@@ -183,7 +171,7 @@ def vision_model() -> CLIPVisionModelWithProjection:
 def load_vision(path: Path) -> CLIPVisionModelWithProjection:
     """The image encoder from the file that the loader node reads."""
     vision = vision_model()
-    vision.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    vision.load_state_dict(load_file(path))
     return vision
 
 

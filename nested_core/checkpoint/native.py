@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from ..config import EncoderConfig, ResamplerConfig
+from ..config import EncoderConfig
 from ..encoder import Encoder
 from ..errors import CheckpointError, SiteError
 from ..families import AnyFamily, family_named
@@ -24,8 +24,8 @@ ENCODER_FORMAT = "nested-attention-encoder"
 FORMAT_VERSION = "1"
 
 _SITE_NAME = re.compile(r"sites\.(.+)\.to_[kv]\.weight")
-# Far above any real encoder, and low enough that no product of three sizes overflows.
-_MAX_SIZE = 65536
+# Far above any real encoder's, and low enough that no product with other sizes overflows.
+_MAX_WIDTH = 65536
 
 
 def load_native(source: Source, choices: Choices) -> Encoder:
@@ -38,8 +38,8 @@ def load_native(source: Source, choices: Choices) -> Encoder:
     return assemble(source, choose(read_config(source), choices, source.where), names)
 
 
-def save_native(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Writes an encoder as a native file, in its own precision.
+def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+    """Writes an encoder in the native format and its own precision, replacing `path` when complete.
 
     Raises:
         CheckpointError: weights are not finite or not of a floating type, or the disk refuses.
@@ -121,11 +121,11 @@ def _skeleton(where: str, config: EncoderConfig, specs: Mapping[str, TensorSpec]
             f"{where}: holds no attention site; expected tensors such as "
             f"sites.{family.example_path}.to_k.weight. Export the encoder again with its sites."
         )
-    _check_sizes(where, config.resampler, len(specs))
-    if max(dims.values()) > _MAX_SIZE or min(dims.values()) < 1:
+    narrowest, widest = min(dims.values()), max(dims.values())
+    if narrowest < 1 or widest > _MAX_WIDTH:
         raise CheckpointError(
-            f"{where}: sites have widths from {min(dims.values())} to {max(dims.values())}, "
-            f"expected 1 to {_MAX_SIZE}. The file is damaged: get it again."
+            f"{where}: sites have widths from {narrowest} to {widest}, expected 1 to {_MAX_WIDTH}. "
+            "The file is damaged: get it again."
         )
     extras = _extras(specs, config.resampler.dim)
     with torch.device("meta"):
@@ -142,17 +142,6 @@ def _extras(specs: Mapping[str, TensorSpec], dim: int) -> ResamplerExtras:
     )
 
 
-def _check_sizes(where: str, sizes: ResamplerConfig, num_tensors: int) -> None:
-    for name, size in vars(sizes).items():
-        limit = num_tensors if name == "depth" else _MAX_SIZE
-        if size > limit:
-            raise CheckpointError(
-                f"{where}: config.resampler.{name} is {size}, expected at most {limit} "
-                f"(the file has {num_tensors} tensors). The configuration is not this file's: "
-                "export the encoder again."
-            )
-
-
 def _check_tensors(where: str, encoder: Encoder, specs: Mapping[str, TensorSpec]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
     shapes = {name: spec.shape for name, spec in specs.items()}
@@ -161,19 +150,15 @@ def _check_tensors(where: str, encoder: Encoder, specs: Mapping[str, TensorSpec]
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
-    problems = [
-        *_problem("tensors are missing", sorted(expected.keys() - shapes.keys())),
-        *_problem("tensors do not belong here", sorted(shapes.keys() - expected.keys())),
-        *_problem("tensors have the wrong shape", wrong),
-    ]
+    labelled = {
+        "tensors are missing": sorted(expected.keys() - shapes.keys()),
+        "tensors do not belong here": sorted(shapes.keys() - expected.keys()),
+        "tensors have the wrong shape": wrong,
+    }
+    problems = [listing(label, names) for label, names in labelled.items() if names]
     if problems:
         raise CheckpointError(
             f"{where}: the tensors are not those of its configuration and sites. "
             f"{'; '.join(problems)}. The file is incomplete, or its configuration is another "
             "encoder's: get it again or export it again."
         )
-
-
-def _problem(label: str, names: Iterable[str]) -> list[str]:
-    names = list(names)
-    return [listing(label, names)] if names else []

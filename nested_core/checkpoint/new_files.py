@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..words import composed
-from .weights import check_finite, check_tensor_dtypes
-from .writing import complete_file, is_abandoned
+from .weights import check_weights
+from .writing import complete_file, remove_abandoned
 
 _SUFFIX = ".safetensors"
 # File systems allow 255 bytes for a name, and a number and the suffix follow. Windows allows 260
@@ -47,8 +47,7 @@ def write_new_file(
     """
     *folders, stem = parse_prefix(prefix)
     directory = Path(folder, *folders)
-    check_tensor_dtypes(stem, tensors)
-    check_finite(stem, tensors)
+    check_weights(stem, tensors)
     with complete_file(directory / f"{stem}{_SUFFIX}", tensors, metadata) as temporary:
         for number in count(_first_number(directory, stem)):
             path = directory / f"{stem}_{number:05}_{_SUFFIX}"
@@ -143,7 +142,7 @@ def _take_name_in_two_steps(temporary: Path, path: Path) -> bool:
     A program that is killed between the two leaves the empty file, which loaders refuse as empty; a
     later save removes it.
     """
-    _remove_abandoned_names(temporary)
+    remove_abandoned(temporary, _is_empty_name)
     try:
         path.open("xb").close()
     except FileExistsError:
@@ -157,13 +156,5 @@ def _take_name_in_two_steps(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _remove_abandoned_names(temporary: Path) -> None:
-    with suppress(OSError):
-        now = temporary.stat().st_mtime
-        with os.scandir(temporary.parent) as entries:
-            for entry in entries:
-                if not _NUMBERED.search(entry.name):
-                    continue
-                with suppress(OSError):
-                    if entry.stat().st_size == 0 and is_abandoned(entry, now):
-                        os.unlink(entry)
+def _is_empty_name(entry: os.DirEntry[str]) -> bool:
+    return _NUMBERED.search(entry.name) is not None and entry.stat().st_size == 0

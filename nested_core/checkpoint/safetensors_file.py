@@ -153,10 +153,8 @@ def _header_length(where: str, file: BinaryIO, size: int) -> int:
         )
     length = int.from_bytes(start[:8], "little")
     if length > _MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{where}: claims a header of {length:,} bytes, expected at most "
-            f"{_MAX_HEADER_BYTES:,}. The file is damaged. {AGAIN}"
-        )
+        limit = f"expected at most {_MAX_HEADER_BYTES:,}"
+        raise _damaged(where, f"claims a header of {length:,} bytes, {limit}")
     if 8 + length > size:
         raise CheckpointError(
             f"{where}: is cut off inside its header ({size:,} bytes, the header ends at "
@@ -189,20 +187,15 @@ def _check_names(where: str, names: Collection[str]) -> None:
         )
     longest = max(names, key=len, default="")
     if len(longest) > _MAX_NAME_CHARACTERS:
-        raise CheckpointError(
-            f"{where}: the name '{shown(longest)}' is longer than {_MAX_NAME_CHARACTERS} characters. "
-            f"The file is damaged. {AGAIN}"
-        )
+        limit = f"longer than {_MAX_NAME_CHARACTERS} characters"
+        raise _damaged(where, f"the name '{shown(longest)}' is {limit}")
 
 
 def _metadata(where: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(
         isinstance(text, str) for text in cast("dict[str, Any]", value).values()
     ):
-        raise CheckpointError(
-            f"{where}: the header's '__metadata__' is not a table of texts. "
-            f"The file is damaged. {AGAIN}"
-        )
+        raise _damaged(where, "the header's '__metadata__' is not a table of texts")
     texts = cast("dict[str, str]", value)
     characters = sum(len(key) + len(text) for key, text in texts.items())
     if len(texts) > _MAX_METADATA_TEXTS or characters > _MAX_METADATA_CHARACTERS:
@@ -220,49 +213,39 @@ def _spec(where: str, name: str, entry: Any) -> TensorSpec:
         ):
             spec = TensorSpec(dtype, tuple(shape), start, stop)
         case _:
-            raise CheckpointError(
-                f"{where}: the header's entry of '{shown(name)}' is not a dtype, shape and offsets. "
-                f"The file is damaged. {AGAIN}"
-            )
+            entry_of = f"the header's entry of '{shown(name)}'"
+            raise _damaged(where, f"{entry_of} is not a dtype, shape and offsets")
     _check_shape(where, name, spec.shape)
     num_bytes = spec.num_elements * _ITEM_BYTES.get(dtype, 0)
     if dtype in _ITEM_BYTES and stop - start != num_bytes:
-        raise CheckpointError(
-            f"{where}: '{shown(name)}' has {stop - start:,} bytes, expected {num_bytes:,} for {dtype} "
-            f"{list(spec.shape)}. The file is damaged. {AGAIN}"
-        )
+        expected = f"expected {num_bytes:,} for {dtype} {list(spec.shape)}"
+        raise _damaged(where, f"'{shown(name)}' has {stop - start:,} bytes, {expected}")
     return spec
 
 
 def _check_shape(where: str, name: str, shape: tuple[int, ...]) -> None:
     # The rank first: the product of a million sizes alone takes minutes.
     if len(shape) > _MAX_RANK:
-        raise CheckpointError(
-            f"{where}: '{shown(name)}' has {len(shape):,} dimensions, expected at most {_MAX_RANK}. "
-            f"The file is damaged. {AGAIN}"
-        )
+        expected = f"expected at most {_MAX_RANK}"
+        raise _damaged(where, f"'{shown(name)}' has {len(shape):,} dimensions, {expected}")
     if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise CheckpointError(
-            f"{where}: '{shown(name)}' has the shape {list(shape)}, expected at most "
-            f"{_MAX_ELEMENTS:,} elements. The file is damaged. {AGAIN}"
-        )
+        expected = f"expected at most {_MAX_ELEMENTS:,} elements"
+        raise _damaged(where, f"'{shown(name)}' has the shape {list(shape)}, {expected}")
 
 
 def _check_data(where: str, tensors: Mapping[str, TensorSpec], size: int) -> None:
     end = 0
     for spec in sorted(tensors.values(), key=lambda spec: (spec.start, spec.stop)):
         if spec.start != end or spec.stop < spec.start:
-            raise CheckpointError(
-                f"{where}: the tensors overlap or leave gaps at byte {end:,} of the data. "
-                f"The file is damaged. {AGAIN}"
-            )
+            raise _damaged(where, f"the tensors overlap or leave gaps at byte {end:,} of the data")
         end = spec.stop
     if end > size:
         raise CheckpointError(
             f"{where}: is cut off ({size:,} of {end:,} bytes of tensors). {AGAIN}"
         )
     if end < size:
-        raise CheckpointError(
-            f"{where}: has {size - end:,} bytes behind its last tensor. "
-            f"The file is damaged. {AGAIN}"
-        )
+        raise _damaged(where, f"has {size - end:,} bytes behind its last tensor")
+
+
+def _damaged(where: str, finding: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {finding}. The file is damaged. {AGAIN}")

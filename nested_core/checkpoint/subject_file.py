@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -91,10 +92,8 @@ def load_subject_tokens(header: Header, encoder: Encoder) -> Subject:
     _check_encoder(header.where, record, encoder)
     width, expected = header.tensors[_TENSOR].shape[1], encoder.config.resampler.output_dim
     if width != expected:
-        raise CheckpointError(
-            f"{header.where}: its subject tokens have the width {width}, but those of "
-            f"'{encoder.name}' have {expected}. {_REMEDY}"
-        )
+        own = f"those of '{encoder.name}' have {expected}"
+        raise _damaged(header.where, f"its subject tokens have the width {width}, but {own}")
     tokens: Tensor = read_weights(header, [_TENSOR])[_TENSOR]
     return Subject(
         tokens, encoder, record.references, record.noun, record.thumbnail, record.weights
@@ -126,113 +125,69 @@ def _check_encoder(where: str, record: SubjectRecord, encoder: Encoder) -> None:
 def _check_tokens(header: Header, record: SubjectRecord) -> None:
     spec = header.tensors.get(_TENSOR)
     if spec is None or len(header.tensors) != 1:
-        raise CheckpointError(
-            f"{header.where}: holds {', '.join(sorted(header.tensors)) or 'no tensor'}, expected "
-            f"exactly '{_TENSOR}'. {_REMEDY}"
-        )
+        names = ", ".join(sorted(header.tensors)) or "no tensor"
+        raise _damaged(header.where, f"holds {names}, expected exactly '{_TENSOR}'")
     if spec.dtype != "F32" or len(spec.shape) != 2:
-        raise CheckpointError(
-            f"{header.where}: '{_TENSOR}' is {spec.dtype} {list(spec.shape)}, expected F32 "
-            f"[tokens, width]. {_REMEDY}"
-        )
+        found = f"'{_TENSOR}' is {spec.dtype} {list(spec.shape)}"
+        raise _damaged(header.where, f"{found}, expected F32 [tokens, width]")
     _check_references(header.where, record, spec.shape[0])
 
 
 def _check_references(where: str, record: SubjectRecord, num_tokens: int) -> None:
-    if sum(record.references) != num_tokens:
-        raise CheckpointError(
-            f"{where}: its references have {sum(record.references)} tokens in all, but "
-            f"'{_TENSOR}' has {num_tokens}. {_REMEDY}"
-        )
+    total = sum(record.references)
+    if total != num_tokens:
+        found = f"its references have {total} tokens in all"
+        raise _damaged(where, f"{found}, but '{_TENSOR}' has {num_tokens}")
 
 
 def _parse_record(where: str, text: str) -> SubjectRecord:
+    config = _parse_config(where, text)
+    for key in ("noun", "encoder_hash"):
+        value = config.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise _damaged(where, f"config.{key} is '{shown(value)}', expected text")
+    noun, digest = config["noun"], config["encoder_hash"]
+    if problem := word_problem(noun, MAX_NOUN_CHARACTERS):
+        raise _damaged(where, f"config.noun, '{shown(noun)}', {problem}")
+    if not _ENCODER_HASH.fullmatch(digest):
+        expected = "expected 64 hexadecimal digits"
+        raise _damaged(where, f"config.encoder_hash is '{shown(digest)}', {expected}")
+    # Front-ends show it, so nothing else is let through.
+    thumbnail: Any = config.get("thumbnail")
+    if problem := thumbnail_problem(thumbnail):
+        raise _damaged(where, f"config.thumbnail is {problem}")
+    references: Any = config.get("references")
+    if not references or not _are_numbers(references, (int,), 1.0, math.inf):
+        expected = "expected the number of tokens of each photograph, such as [1024]"
+        raise _damaged(where, f"config.references is {shown(references)}, {expected}")
+    weights = _weights(where, config["weights"], len(references)) if "weights" in config else ()
+    return SubjectRecord(noun, digest, tuple(references), thumbnail, weights)
+
+
+def _parse_config(where: str, text: str) -> dict[str, Any]:
     try:
         config: Any = parse_json(text, _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH)
     except ValueError as error:
-        raise CheckpointError(
-            f"{where}: 'config' is not JSON ({shown(error)}). {_REMEDY}"
-        ) from error
+        raise _damaged(where, f"'config' is not JSON ({shown(error)})") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: 'config' is {text[:60]}, expected an object. {_REMEDY}")
-    config = cast("dict[str, Any]", config)
-    references: Any = config.get("references")
-    if not _is_references(references):
-        raise CheckpointError(
-            f"{where}: config.references is {str(references)[:60]}, expected the number of tokens "
-            f"of each photograph, such as [1024]. {_REMEDY}"
-        )
-    return SubjectRecord(
-        noun=_noun(where, config),
-        encoder_hash=_encoder_hash(where, config),
-        references=tuple(references),
-        thumbnail=_thumbnail(where, config.get("thumbnail")),
-        weights=_weights(where, config, len(references)),
+        raise _damaged(where, f"'config' is {shown(text)}, expected an object")
+    return cast("dict[str, Any]", config)
+
+
+def _weights(where: str, weights: Any, num_references: int) -> tuple[float, ...]:
+    are_weights = _are_numbers(weights, (int, float), SMALLEST_WEIGHT, 1.0)
+    if not are_weights or len(weights) != num_references:
+        expected = f"expected {num_references} number(s) from {SMALLEST_WEIGHT:g} to 1"
+        found = f"config.weights is {shown(weights)}"
+        raise _damaged(where, f"{found}, {expected}, one for each of config.references")
+    return relative_weights([float(number) for number in weights])
+
+
+def _are_numbers(values: Any, kinds: tuple[type, ...], least: float, most: float) -> bool:
+    return isinstance(values, list) and all(
+        type(number) in kinds and least <= number <= most for number in cast("list[Any]", values)
     )
 
 
-def _noun(where: str, config: dict[str, Any]) -> str:
-    noun = _text(where, config, "noun")
-    problem = word_problem(noun, MAX_NOUN_CHARACTERS)
-    if problem is not None:
-        raise CheckpointError(f"{where}: config.noun, '{shown(noun)}', {problem}. {_REMEDY}")
-    return noun
-
-
-def _encoder_hash(where: str, config: dict[str, Any]) -> str:
-    digest = _text(where, config, "encoder_hash")
-    if not _ENCODER_HASH.fullmatch(digest):
-        raise CheckpointError(
-            f"{where}: config.encoder_hash is '{shown(digest)}', expected 64 hexadecimal digits. "
-            f"{_REMEDY}"
-        )
-    return digest
-
-
-def _text(where: str, config: dict[str, Any], key: str) -> str:
-    value = config.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise CheckpointError(
-            f"{where}: config.{key} is {str(value)[:60]!r}, expected text. {_REMEDY}"
-        )
-    return value
-
-
-def _is_references(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(cast("list[Any]", value)) > 0
-        and all(type(number) is int and number > 0 for number in cast("list[Any]", value))
-    )
-
-
-def _weights(where: str, config: dict[str, Any], num_references: int) -> tuple[float, ...]:
-    """Empty where the file has none."""
-    if "weights" not in config:
-        return ()
-    value = config["weights"]
-    if not _is_weights(value, num_references):
-        raise CheckpointError(
-            f"{where}: config.weights is {str(value)[:60]}, expected {num_references} number(s) from "
-            f"{SMALLEST_WEIGHT:g} to 1, one for each of config.references. {_REMEDY}"
-        )
-    return relative_weights([float(number) for number in value])
-
-
-def _is_weights(value: Any, num_references: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(cast("list[Any]", value)) == num_references
-        and all(
-            type(number) in (int, float) and SMALLEST_WEIGHT <= number <= 1
-            for number in cast("list[Any]", value)
-        )
-    )
-
-
-def _thumbnail(where: str, value: Any) -> str:
-    """Empty, or base64 of a small JPEG: front-ends show it, so nothing else is let through."""
-    problem = thumbnail_problem(value)
-    if problem is not None:
-        raise CheckpointError(f"{where}: config.thumbnail is {problem}. {_REMEDY}")
-    return cast("str", value)
+def _damaged(where: str, finding: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {finding}. {_REMEDY}")

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, NestedAttentionError, shown
+from ..precision import dtype_name
 
 METADATA = "__metadata__"
 
 _ABANDONED_SECONDS = 3600
 # With and without a file's name in front, as earlier versions wrote it.
 _TEMPORARY = re.compile(r"\.(?:.*\.)?safetensors\.[0-9a-f]{32}\.tmp", re.DOTALL)
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def complete_file(
             _write(file, tensors, metadata)
             file.flush()
             os.fsync(file.fileno())
-        _remove_abandoned(temporary)
+        remove_abandoned(temporary, lambda entry: _TEMPORARY.fullmatch(entry.name) is not None)
         yield temporary
     except NestedAttentionError:
         raise
@@ -73,7 +73,7 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
         entries[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
+            "dtype": dtype_name(tensors[name]),
             "shape": list(tensors[name].shape),
             "data_offsets": [start, end],
         }
@@ -86,18 +86,17 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         file.write(row_order.view(torch.uint8).numpy().data)
 
 
-def _remove_abandoned(temporary: Path) -> None:
-    """Removes old temporary files beside this one. A folder that forbids it is left as it is."""
+def remove_abandoned(temporary: Path, is_leftover: Callable[[os.DirEntry[str]], bool]) -> None:
+    """Removes leftovers beside this file that no program can still be at, since they are too old.
+
+    A folder that forbids it is left as it is.
+    """
     with suppress(OSError):
         # The server's clock, not this machine's, told the other files' times.
         now = temporary.stat().st_mtime
         with os.scandir(temporary.parent) as entries:
             for entry in entries:
-                if _TEMPORARY.fullmatch(entry.name) and is_abandoned(entry, now):
-                    with suppress(OSError):
+                with suppress(OSError):
+                    last_written = entry.stat(follow_symlinks=False).st_mtime
+                    if is_leftover(entry) and now - last_written > _ABANDONED_SECONDS:
                         os.unlink(entry)
-
-
-def is_abandoned(entry: os.DirEntry[str], now: float) -> bool:
-    """Whether a file was last written so long ago that no program can still be at it."""
-    return now - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_SECONDS

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..attention import ValueNorm, ValueNormMode
 from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
@@ -98,14 +98,8 @@ class TrainingConfig:
     guidance: float = _setting(5.0, "classifier-free guidance of a sample")
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulation",
-            "resolution",
-            "save_every",
-            "log_every",
-        ):
+        numbers = ("steps", "batch_size", "accumulation", "resolution", "save_every", "log_every")
+        for name in numbers:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}, expected at least 1.")
         shares = (self.drop_image, self.drop_text, self.drop_both)
@@ -183,12 +177,12 @@ def _checked(where: str, name: str, value: Any) -> Any:
     if name not in _HINTS:
         raise TrainingError(f"{where}: no such setting. `--help` lists all of them.")
     hint = _HINTS[name]
-    choices = get_args(hint) if getattr(hint, "__origin__", None) is Literal else None
-    if choices is not None:
-        if value not in choices:
-            raise TrainingError(f"{where} is {value!r}, expected one of {', '.join(choices)}.")
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            known = ", ".join(get_args(hint))
+            raise TrainingError(f"{where} is {value!r}, expected one of {known}.")
         return value
-    kind: type = getattr(hint, "__origin__", hint)
+    kind: type = get_origin(hint) or hint
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -206,23 +200,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", default=False, help="go on from the last checkpoint"
     )
+    defaults = TrainingConfig()
     for each in fields(TrainingConfig):
-        option = "--" + each.name.replace("_", "-")
-        text = f"{each.metadata['help']} (default: {_default(each)})".replace("%", "%%")
+        default = getattr(defaults, each.name)
+        text = f"{each.metadata['help']} (default: {default})".replace("%", "%%")
         hint = _HINTS[each.name]
+        options: dict[str, Any] = {"type": hint, "metavar": getattr(hint, "__name__", "").upper()}
         if hint is bool:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
-        elif getattr(hint, "__origin__", None) is Literal:
-            parser.add_argument(option, choices=get_args(hint), help=text)
-        elif getattr(hint, "__origin__", None) is list:
-            parser.add_argument(option, nargs="+", metavar="TEXT", help=text)
-        elif getattr(hint, "__origin__", None) is dict:
-            parser.add_argument(option, type=json.loads, metavar="JSON", help=text)
-        else:
-            parser.add_argument(option, type=hint, metavar=hint.__name__.upper(), help=text)
+            options = {"action": argparse.BooleanOptionalAction}
+        elif get_origin(hint) is Literal:
+            options = {"choices": get_args(hint)}
+        elif get_origin(hint) is list:
+            options = {"nargs": "+", "metavar": "TEXT"}
+        elif get_origin(hint) is dict:
+            options = {"type": json.loads, "metavar": "JSON"}
+        parser.add_argument("--" + each.name.replace("_", "-"), help=text, **options)
     return parser
-
-
-def _default(setting: dataclasses.Field[Any]) -> Any:
-    factory = setting.default_factory
-    return setting.default if factory is dataclasses.MISSING else factory()

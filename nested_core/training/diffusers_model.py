@@ -8,28 +8,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from ..checkpoint.safetensors_file import read_header
 from ..config import HiddenState, ImageEncoderConfig
 from ..errors import HostError, SiteError
 from ..families import AnyFamily
 from ..families.unet import UNET
-from ..families.unet_sites import AttentionSite
 from ..shapes import Float
 from ..sites import Site
 from ..vision import patch_features
 from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
 from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
-from .noise_schedule import NoiseSchedule, Prediction
+from .noise_schedule import NoiseSchedule
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # SDXL's VAE overflows in half precision; the others' are small beside the UNet.
 _VAE_DTYPE = torch.float32
 
@@ -64,16 +64,9 @@ def _load_pipeline(base: str, base_config: str) -> Any:
         return DiffusionPipeline.from_pretrained(base)
     options = {"config": base_config, "local_files_only": True} if base_config else {}
     # The two classes read each other's files without complaint, into a wrong model.
-    is_sdxl = _is_sdxl_file(base)
-    loader = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
-    extra = {} if is_sdxl else {"safety_checker": None}
-    return loader.from_single_file(base, **options, **extra)
-
-
-def _is_sdxl_file(path: str) -> bool:
-    from ..checkpoint.safetensors_file import read_header
-
-    return any(name.startswith("conditioner.") for name in read_header(path).tensors)
+    if any(name.startswith("conditioner.") for name in read_header(base).tensors):
+        return StableDiffusionXLPipeline.from_single_file(base, **options)
+    return StableDiffusionPipeline.from_single_file(base, safety_checker=None, **options)
 
 
 class DiffusersModel:
@@ -95,12 +88,9 @@ class DiffusersModel:
                 tokenizers, self.text_encoders, UNET.tokenizers, strict=False
             )
         ]
-        sites = find_sites(self.unet)
-        self._layers: Mapping[Site, Any] = {
-            site: attention.layer for site, attention in sites.items()
-        }
+        self._layers: Mapping[Site, Any] = find_sites(self.unet)
         self.site_dims: Mapping[Site, int] = {
-            site: attention.width for site, attention in sites.items()
+            site: layer.to_k.out_features for site, layer in self._layers.items()
         }
         install_processors(self.unet, self._layers)
         self.text_dim: int = self.unet.config.cross_attention_dim
@@ -146,7 +136,9 @@ class DiffusersModel:
             pooled.append(outputs[0])
         extras: dict[str, Tensor] = {}
         if self._is_sdxl:
-            extras = {"text_embeds": pooled[-1], "time_ids": _time_ids(sizes).to(contexts[0])}
+            # SDXL's micro-conditioning (arXiv:2307.01952, section 2.2), in the order of the fields.
+            time_ids = torch.tensor([astuple(size) for size in sizes]).to(contexts[0])
+            extras = {"text_embeds": pooled[-1], "time_ids": time_ids}
         context = torch.cat(contexts, dim=-1)
         return TextConditions(context, torch.tensor(positions, device=device), extras)
 
@@ -193,17 +185,6 @@ def _present(pipeline: Any, *names: str) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
-def _time_ids(sizes: Sequence[PictureSize]) -> Tensor:
-    """SDXL's micro-conditioning (arXiv:2307.01952, section 2.2)."""
-    return torch.tensor(
-        [
-            (s.original_height, s.original_width, s.crop_top, s.crop_left, s.height, s.width)
-            for s in sizes
-        ],
-        dtype=torch.float32,
-    )
-
-
 def read_schedule(scheduler: Any) -> NoiseSchedule:
     """How the base model was trained, from its scheduler's configuration.
 
@@ -213,23 +194,16 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__:
         return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
-    prediction = _PREDICTIONS.get(config.prediction_type)
-    if prediction is None:
+    prediction = config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
         raise TrainingError(
-            f"Training: the base model's scheduler predicts '{config.prediction_type}', expected "
+            f"Training: the base model's scheduler predicts '{prediction}', expected "
             "epsilon, v_prediction or flow matching."
         )
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
 
 
-class CrossAttention(NamedTuple):
-    """A cross-attention layer of a base model, and its inner width (heads * head_dim)."""
-
-    layer: Any
-    width: int
-
-
-def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
+def find_sites(unet: nn.Module) -> dict[Site, Any]:
     """The UNet's cross-attention layers under ComfyUI's numbers.
 
     Raises:
@@ -241,10 +215,9 @@ def find_sites(unet: nn.Module) -> dict[AttentionSite, CrossAttention]:
         names = UNET.sites_of(modules)
     except SiteError as error:
         raise HostError(f"Training: {type(unet).__name__} has {error}") from error
-    layers = {site: modules[name] for site, name in names.items()}
-    for site, layer in layers.items():
-        _check_plain(names[site], layer)
-    return {site: CrossAttention(layer, layer.to_k.out_features) for site, layer in layers.items()}
+    for name in names.values():
+        _check_plain(name, modules[name])
+    return {site: modules[name] for site, name in names.items()}
 
 
 def _check_plain(name: str, attention: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,15 +52,9 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.write_bytes(content)
             os.replace(temporary, path)
         except OSError:
-            _remove_quietly(temporary)
+            with suppress(OSError):  # what went wrong before is what the user has to hear
+                temporary.unlink(missing_ok=True)
             raise
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass  # what went wrong before is what the user has to hear
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -143,12 +137,9 @@ def read_notes(path: Path) -> dict[str, Any]:
     """
     text = read_header(path).metadata.get(_NOTES, "{}")
     try:
-        notes: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path.name}: its notes are no JSON ({error}).") from error
-    if not isinstance(notes, dict):
-        raise TrainingError(f"{path.name}: its notes are {short_repr(notes)}, expected an object.")
-    return cast("dict[str, Any]", notes)
+        return {**json.loads(text)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path.name}: its notes are no JSON object ({error}).") from error
 
 
 def check_same_tensors(

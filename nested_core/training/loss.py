@@ -47,40 +47,33 @@ class Objective:
         Args:
             project: the trained module, or whatever wraps it.
         """
-        device = base_model.frozen_modules()[0].parameters().__next__().device
+        device = next(base_model.frozen_modules()[0].parameters()).device
+        schedule = base_model.schedule
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         latents = base_model.encode_pixels(batch.pixels.to(device), generators).float()
-        times = base_model.schedule.times(randomise_rows(generators, torch.rand).to(device))
+        times = schedule.times(randomise_rows(generators, torch.rand).to(device))
         noise = randomise_rows(generators, torch.randn, *latents.shape[1:]).to(device)
         if self.noise_offset:
             shift = randomise_rows(generators, torch.randn, latents.shape[1], 1, 1).to(device)
             noise = offset_noise(noise, shift, self.noise_offset)
-        noisy = base_model.schedule.mix(latents, noise, times)
+        noisy = schedule.mix(latents, noise, times)
 
         text = base_model.encode_captions(batch.captions, batch.sizes)
         hidden_state = self.encoder_config.image_encoder.hidden_state
         features = base_model.patch_features(batch.reference_pixels.to(device), hidden_state)
         keys_values = project(features.float(), batch.image_dropped.to(device))
         subjects = NestedSubjects(keys_values, text.positions, self.encoder_config.value_norm)
+        prediction = base_model.predict(noisy, schedule.timesteps(times), text, subjects)
 
-        prediction = base_model.predict(noisy, base_model.schedule.timesteps(times), text, subjects)
-        return noise_prediction_loss(
-            prediction,
-            base_model.schedule.target(latents, noise, times),
-            self._sample_weights(base_model, times),
-            self._pixel_weights(batch, latents),
-        )
-
-    def _sample_weights(self, base_model: BaseModel, times: Tensor) -> Tensor | None:
-        if not self.min_snr_gamma:
-            return None
-        return base_model.schedule.min_snr_weights(times, self.min_snr_gamma)
-
-    def _pixel_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
-        if self.region_weight == 1.0:
-            return None
-        height, width = latents.shape[-2:]
-        return region_weights(batch.masks.to(latents.device), self.region_weight, (height, width))
+        sample_weights = pixel_weights = None
+        if self.min_snr_gamma:
+            sample_weights = schedule.min_snr_weights(times, self.min_snr_gamma)
+        if self.region_weight != 1.0:
+            height, width = latents.shape[-2:]
+            masks = batch.masks.to(device)
+            pixel_weights = region_weights(masks, self.region_weight, (height, width))
+        target = schedule.target(latents, noise, times)
+        return noise_prediction_loss(prediction, target, sample_weights, pixel_weights)
 
 
 def offset_noise(

@@ -51,20 +51,18 @@ def make_optimiser(
 
 
 def _optimiser_class(name: str) -> Any:
-    kind: Any = getattr(torch.optim, name, None)
-    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer:
-        return kind
+    known = {
+        each: value
+        for each, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    if name in known:
+        return known[name]
     try:
-        eight_bit: Any = importlib.import_module("bitsandbytes.optim")
-        return getattr(eight_bit, name)
+        return getattr(importlib.import_module("bitsandbytes.optim"), name)
     except (ImportError, AttributeError) as error:
-        known = ", ".join(
-            each
-            for each, value in vars(torch.optim).items()
-            if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
-        )
         raise TrainingError(
-            f"optimiser {name}: torch.optim has {known}; bitsandbytes (8-bit, such as AdamW8bit) "
+            f"optimiser {name}: torch.optim has {', '.join(known)}; bitsandbytes (8-bit, such as AdamW8bit) "
             f"says: {error}. Choose one of these, or install bitsandbytes."
         ) from error
 

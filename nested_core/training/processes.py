@@ -79,6 +79,11 @@ def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -
         raise TrainingError(failure)
 
 
+def run_on_main_process(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Runs `action` in the main process alone. Where it fails, all raise its error."""
+    run_on_all_processes(accelerator, action if accelerator.is_main_process else lambda: None)
+
+
 class StopRequest:
     """Remembers the first signal that asks this process to stop; a second Ctrl-C stops at once.
 
@@ -104,29 +109,19 @@ class StopRequest:
         self.signal = number
 
 
-def seed_generators(seed: int, process: int) -> None:
-    """The same for two runs with the same settings, another for each process."""
-    number = (seed + process) % 2**32
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)  # pyright: ignore[reportUnknownMemberType]
-
-
 def generator_states(device: torch.device) -> dict[str, Any]:
     """As JSON."""
     version, numbers, gauss = random.getstate()
     state: Any = np.random.get_state()
     kind, keys, *rest = state
-    torchs: Any = torch.get_rng_state()
-    states = {
+    return {
         "python": [version, list(numbers), gauss],
         "numpy": [kind, [int(each) for each in keys], *rest],
-        "torch": bytes(torchs.tolist()).hex(),
+        **{
+            name: bytes(module.get_rng_state().cpu().tolist()).hex()
+            for name, module in _torch_generators(device).items()
+        },
     }
-    own = _of_device(device)
-    if own is not None:
-        states["device"] = bytes(own.get_rng_state().cpu().tolist()).hex()
-    return states
 
 
 def restore_generators(where: str, states: dict[str, Any], device: torch.device) -> None:
@@ -140,10 +135,10 @@ def restore_generators(where: str, states: dict[str, Any], device: torch.device)
         random.setstate((version, tuple(numbers), gauss))
         kind, keys, *rest = states["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(_bytes(states["torch"]))
-        own = _of_device(device)
-        if own is not None and "device" in states:
-            own.set_rng_state(_bytes(states["device"]))
+        for name, module in _torch_generators(device).items():
+            if name == "torch" or name in states:  # a run may go on on another kind of device
+                state = list(bytes.fromhex(states[name]))
+                module.set_rng_state(torch.tensor(state, dtype=torch.uint8))
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TrainingError(
             f"{where}: holds no states of generators ({type(error).__name__}: {short_repr(str(error))}), "
@@ -151,10 +146,7 @@ def restore_generators(where: str, states: dict[str, Any], device: torch.device)
         ) from error
 
 
-def _of_device(device: torch.device) -> Any:
-    module = None if device.type == "cpu" else getattr(torch, device.type, None)
-    return module if hasattr(module, "get_rng_state") else None
-
-
-def _bytes(text: str) -> torch.Tensor:
-    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+def _torch_generators(device: torch.device) -> dict[str, Any]:
+    """The modules of torch that hold a generator, by the names under which they are saved."""
+    own = None if device.type == "cpu" else getattr(torch, device.type, None)
+    return {"torch": torch, "device": own} if hasattr(own, "get_rng_state") else {"torch": torch}

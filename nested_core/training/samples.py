@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,20 +15,11 @@ from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
 from .base_model import BaseModel, Caption, PictureSize, randomise_rows
+from .config import TrainingConfig
 from .data.batches import Batch, Data, Stripe, close_batches
 from .files import replace_file
 from .loss import Project
 from .nested_attention import NestedSubjects
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """How samples are drawn: deterministic (DDIM, arXiv:2010.02502), from fixed noise."""
-
-    steps: int
-    guidance: float
-    resolution: int
-    seed: int
 
 
 @torch.no_grad()
@@ -37,24 +27,24 @@ def draw_samples(
     base_model: BaseModel,
     captions: Sequence[Caption],
     subjects: NestedSubjects | None,
-    settings: SampleSettings,
+    config: TrainingConfig,
     device: torch.device,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """One picture in [-1, 1] per caption."""
-    side, count = settings.resolution, len(captions)
+    """One picture in [-1, 1] per caption, deterministic (DDIM, arXiv:2010.02502), from fixed noise."""
+    side, count = config.resolution, len(captions)
     sizes = [PictureSize(side, side, 0, 0, side, side)] * count
     text = base_model.encode_captions(captions, sizes)
     empty_text = base_model.encode_captions([Caption("", "")] * count, sizes)
-    generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(count)]
+    generators = [torch.Generator().manual_seed(config.seed + row) for row in range(count)]
     shape = base_model.encode_pixels(torch.zeros(1, 3, side, side), generators[:1]).shape[1:]
     latents = randomise_rows(generators, torch.randn, *shape).to(device)
     schedule = base_model.schedule
-    times = schedule.times(torch.linspace(0.999, 0.0, settings.steps + 1, device=device))
+    times = schedule.times(torch.linspace(0.999, 0.0, config.sample_steps + 1, device=device))
     for time, next_time in pairwise(times[:, None].expand(-1, count)):
         timesteps = schedule.timesteps(time)
         unconditional = base_model.predict(latents, timesteps, empty_text, None).float()
         conditional = base_model.predict(latents, timesteps, text, subjects).float()
-        prediction = unconditional + settings.guidance * (conditional - unconditional)
+        prediction = unconditional + config.guidance * (conditional - unconditional)
         clean, noise = schedule.parts(latents, prediction, time)
         latents = schedule.mix(clean, noise, next_time)
     return base_model.decode_latents(latents)
@@ -66,8 +56,8 @@ def sample_grid(
     project: Project,
     batch: Batch,
     prompts: Sequence[str],
-    config: EncoderConfig,
-    settings: SampleSettings,
+    encoder_config: EncoderConfig,
+    config: TrainingConfig,
     device: torch.device,
 ) -> UInt8[Tensor, "height width 3"]:
     """A row per reference: itself, then by prompt the base model alone and with the subject.
@@ -75,16 +65,17 @@ def sample_grid(
     `project` is called once, in whatever wrapper it has; every process must come along.
     """
     pixels = batch.reference_pixels.to(device)
-    features = base_model.patch_features(pixels, config.image_encoder.hidden_state).float()
+    hidden_state = encoder_config.image_encoder.hidden_state
+    features = base_model.patch_features(pixels, hidden_state).float()
     keys_values = project(features, torch.zeros(len(pixels), dtype=torch.bool, device=device))
-    columns = [_reference_pictures(batch.reference_pixels, settings.resolution)]
+    columns = [_reference_pictures(batch.reference_pixels, config.resolution)]
     for prompt in prompts:
         captions = [Caption(prompt, caption.noun) for caption in batch.captions]
         positions = base_model.encode_captions(captions, list(batch.sizes)).positions
         is_bound = bool((positions >= 0).all())
-        bound = NestedSubjects(keys_values, positions, config.value_norm) if is_bound else None
-        for subjects in (None, bound):
-            columns.append(draw_samples(base_model, captions, subjects, settings, device).cpu())
+        bound = NestedSubjects(keys_values, positions, encoder_config.value_norm)
+        for subjects in (None, bound if is_bound else None):
+            columns.append(draw_samples(base_model, captions, subjects, config, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)
     return ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

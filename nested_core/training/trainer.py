@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,9 +32,9 @@ from .errors import DivergedError
 from .files import writing
 from .loss import Objective
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
-from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, seed_generators
+from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, run_on_main_process
 from .run_folder import RunFolder
-from .samples import SampleSettings, sample_batch, sample_grid, save_grid
+from .samples import sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
 
 _FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,7 +55,8 @@ class Trainer:
         self.stripe = Stripe(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped = 0, cast("dict[str, str]", {})
         self.resume: Any = None
-        seed_generators(config.seed, self.stripe.process)
+        # The same for two runs with the same settings, another for each process.
+        set_seed((config.seed + self.stripe.process) % 2**32)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         # The text tokens that the encoder starts from are measured in full precision.
@@ -101,13 +102,12 @@ class Trainer:
             log.info("going on behind %s", checkpoint.name)
             if self.resume is None:
                 log.warning("%s holds no place in the data, which begins anew", checkpoint.name)
-        run_on_all_processes(self.accelerator, self._open_folder)
+        run_on_main_process(self.accelerator, self._open_folder)
         with writing(self.folder.tensorboard):
             self.accelerator.init_trackers("tensorboard")
 
     def _open_folder(self) -> None:
-        if self.accelerator.is_main_process:
-            self._log = self.folder.open(self.config, self.step)
+        self._log = self.folder.open(self.config, self.step)
 
     def run(self) -> int:
         """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number.
@@ -230,9 +230,6 @@ class Trainer:
     def _write_samples(self) -> None:
         texts = [caption.text for caption in self.data.some_captions(2)]
         prompts = self.config.sample_prompts or [text for text in texts if SUBJECT in text]
-        settings = SampleSettings(
-            self.config.sample_steps, self.config.guidance, self.config.resolution, self.config.seed
-        )
         with self.average.in_place():
             grid = sample_grid(
                 self.base_model,
@@ -240,7 +237,7 @@ class Trainer:
                 sample_batch(self.data, _NUM_SAMPLES),
                 prompts,
                 self.encoder_config,
-                settings,
+                self.config,
                 self.accelerator.device,
             )
         if self.accelerator.is_main_process:
@@ -266,16 +263,13 @@ class Trainer:
         with self.average.in_place():
             # Views of the weights in place: to be written before those are exchanged again.
             weights = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.model))
-            run_on_all_processes(self.accelerator, lambda: self._write_encoder(weights))
+            run_on_main_process(self.accelerator, lambda: self._write_encoder(weights))
 
     def _write_encoder(self, weights: dict[str, Tensor]) -> None:
         """In the file's precision; the average where there is one."""
-        if self.accelerator.is_main_process:
-            dtype = _FILE_DTYPES[self.config.save_precision]
-            encoder = trained_encoder(
-                self.encoder_config, self.site_dims, self.extras, weights, dtype
-            )
-            save_encoder(encoder, self.folder.encoder)
+        dtype = _FILE_DTYPES[self.config.save_precision]
+        encoder = trained_encoder(self.encoder_config, self.site_dims, self.extras, weights, dtype)
+        save_encoder(encoder, self.folder.encoder)
 
     def _report_skipped(self) -> None:
         everywhere: list[dict[str, str]] = gather_object([self.skipped])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
@@ -50,8 +49,13 @@ def file_path(kind: str, name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(kind, name))
 
 
-def missing_file(kind: str, name: str) -> str | None:
-    """What to do about a file that no combo offers, or None: what a node says before the run."""
+def missing_file(kind: str, name: str | None) -> str | None:
+    """What to do about a file that no combo offers, or None: what a node says before the run.
+
+    As for `file_fingerprint`, None is a name that is not known yet.
+    """
+    if name is None:
+        return None
     offered = name in folder_paths.get_filename_list(kind)
     if offered and folder_paths.get_full_path(kind, name) is not None:
         return None
@@ -102,12 +106,7 @@ def save_folder(kind: str) -> Path:
 def with_date(filename_prefix: str) -> str:
     """The prefix with `%year%`, `%month%`, ... replaced by now, as ComfyUI's saving nodes do."""
     now = time.localtime()
-    parts = {
-        "%year%": f"{now.tm_year}",
-        "%month%": f"{now.tm_mon:02}",
-        "%day%": f"{now.tm_mday:02}",
-        "%hour%": f"{now.tm_hour:02}",
-        "%minute%": f"{now.tm_min:02}",
-        "%second%": f"{now.tm_sec:02}",
-    }
-    return re.sub("%[a-z]+%", lambda match: parts.get(match[0], match[0]), filename_prefix)
+    parts = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+    for name, code in parts.items():
+        filename_prefix = filename_prefix.replace(f"%{name}%", time.strftime(code, now))
+    return filename_prefix

@@ -57,23 +57,21 @@ def clip_vision_of_file(name: str, encoder: Encoder) -> ClipVisionModel:
 
 
 def _load_clip_vision(path: str, name: str) -> ClipVisionModel:
+    cause = None
     try:
         loaded = comfy.clip_vision.load(path)
     except (MemoryError, model_management.OOM_EXCEPTION):
         raise
     except Exception as error:  # whatever ComfyUI's reader stumbles over in a file that is none
-        raise SubjectError(_no_image_encoder(name, f" ({shown(error, 300)})")) from error
+        loaded, cause = None, error
     if loaded is None:
-        raise SubjectError(_no_image_encoder(name))
+        reason = "" if cause is None else f" ({shown(cause, 300)})"
+        raise SubjectError(
+            f"clip_vision_name: '{shown(name, 300)}' is no image encoder that ComfyUI can read{reason}. "
+            "Choose the CLIP vision model that the encoder was trained with (for the authors' release: "
+            "CLIP ViT-H/14), or get its file again."
+        ) from cause
     return loaded
-
-
-def _no_image_encoder(name: str, reason: str = "") -> str:
-    return (
-        f"clip_vision_name: '{shown(name, 300)}' is no image encoder that ComfyUI can read{reason}. "
-        "Choose the CLIP vision model that the encoder was trained with (for the authors' release: "
-        "CLIP ViT-H/14), or get its file again."
-    )
 
 
 def _once(known: WeakValueDictionary[Hashable, _T], key: Hashable, read: Callable[[], _T]) -> _T:

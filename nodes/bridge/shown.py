@@ -9,7 +9,8 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,20 @@ OVERLAYS = "nested_attention_overlays"  # as the page's script asks for them
 Shown = Any
 
 
-def shows_pictures(schema: io.Schema) -> io.Schema:
-    """The schema of a node whose pictures ComfyUI sends anew in each run in which it is cached.
+def shows_pictures(define_schema: Callable[[Any], io.Schema]) -> Callable[[Any], io.Schema]:
+    """Of a node whose pictures ComfyUI sends anew in each run in which it is cached.
 
     Releases that do not know this resend only those that the run comes past; on their page the
     pictures of the last run stay. Their `Schema` refuses the name as an argument.
     """
-    schema.has_intermediate_output = True
-    return schema
+
+    @wraps(define_schema)
+    def define(cls: Any) -> io.Schema:
+        schema = define_schema(cls)
+        schema.has_intermediate_output = True
+        return schema
+
+    return define
 
 
 def show_photographs(
@@ -67,19 +74,16 @@ def show_overlays(record: MapRecord) -> Shown:
     """
     layers = list(overlays(record))
     files = _files(_layer_picture(layer) for layer in layers)
-    about = [
+    shown = [
         {
+            **file,
             "picture": layer.picture,
             "token": layer.token,
             "colour": "#{:02x}{:02x}{:02x}".format(*layer.colour),
         }
-        for layer in layers
+        for file, layer in zip(files, layers, strict=False)  # no files where nobody looks
     ]
-    return (
-        {OVERLAYS: [file | each for file, each in zip(files, about, strict=True)]}
-        if files
-        else None
-    )
+    return {OVERLAYS: shown} if shown else None
 
 
 def _layer_picture(layer: Overlay) -> Image.Image:

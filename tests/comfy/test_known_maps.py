@@ -193,7 +193,7 @@ class TestKnownMaps:
             owners.append(
                 {
                     each.subject.binding.token: each.share
-                    for group in options["nested_attention"].groups
+                    for group in options["nested_attention"].plan.groups
                     for each in group.occurrences
                 }
             )

@@ -19,7 +19,7 @@ from tiny_world_weights import random_weights
 
 from lab import evaluate
 from lab.ablations import open_base
-from lab.drawing import groups
+from lab.drawing import evaluation, methods
 from lab.measures.bleed import measure_group
 from lab.subjects.groups import SETTINGS, group_prompt
 from lab.training import data
@@ -87,18 +87,19 @@ def test_the_open_base_hears_captions_without_places():
 
 def test_the_evaluation_draws_by_every_method(tmp_path, monkeypatch):
     weights = random_weights(tmp_path)
-    monkeypatch.setattr(groups, "open_weights", functools.partial(open_base.open_weights, steps=1))
-    methods = [method for method in groups.GROUP_METHODS if not method.decoupled]
-    monkeypatch.setattr("lab.report.several.GROUP_METHODS", methods)
+    quickly = functools.partial(open_base.open_weights, steps=1)
+    monkeypatch.setattr(evaluation, "open_weights", quickly)
+    chosen = [method for method in methods.OF_SEVERAL if method.name != "decoupled"]
+    monkeypatch.setattr(methods, "OF_SEVERAL", chosen)
     rows, page = tmp_path / "rows.json", tmp_path / "page.md"
     options = ["--methods", "none", "--identities", "1", "--steps", "2", "--several", "2"]
     options += ["--weights", str(weights), "--output", str(tmp_path / "out")]
     assert evaluate.main([*options, "--json", str(rows), "--report", str(page)]) == 0
     several = [row for row in json.loads(rows.read_text()) if "several" in row["method"]]
-    assert len(several) == len(SETTINGS) * len(methods)
+    assert len(several) == len(SETTINGS) * len(chosen)
     assert all(np.isfinite(row["subject_psnr"]) and row["bleed"] >= 0.0 for row in several)
     assert "## Several subjects" in page.read_text()
     assert (tmp_path / "page-several.png").is_file()
 
-    monkeypatch.setattr(groups.GroupPictures, "_draw", None)  # everything is there already
+    monkeypatch.setattr(evaluation, "draw", None)  # everything is there already
     assert evaluate.main([*options, "--json", str(rows)]) == 0

@@ -120,7 +120,7 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
             "attn_precision": None,
             "activations_shape": (2, inner, *grid),
         }
-        theirs = call.attend(site, query, key, value, options)
+        theirs = call.attend(site_call.Asked(site, query, key, value, options))
         layer = SimpleNamespace(
             heads=heads,
             to_q=lambda _, query=query: query,

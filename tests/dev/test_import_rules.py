@@ -110,7 +110,7 @@ def test_the_files_of_this_checkout_are_read() -> None:
 
 @pytest.mark.parametrize("module, line, why", FORBIDDEN)
 def test_a_line_that_breaks_a_rule_is_found(tmp_path, module, line, why) -> None:
-    said = rules.problems(checkout(tmp_path, {module: line}), not_yet=())
+    said = rules.problems(checkout(tmp_path, {module: line}))
     told = [sentence for sentence in said if why in sentence]
     assert len(told) == 1, said
     assert told[0].startswith(f"{module}.py:{line.count(chr(10)) + 1} imports ")
@@ -123,19 +123,11 @@ def test_each_rule_was_seen_to_be_broken() -> None:
 
 @pytest.mark.parametrize("module, line", ALLOWED)
 def test_other_lines_are_free(tmp_path, module, line) -> None:
-    assert rules.problems(checkout(tmp_path, {module: line}), not_yet=()) == []
+    assert rules.problems(checkout(tmp_path, {module: line})) == []
 
 
 @pytest.mark.parametrize("lines", CIRCLES, ids=lambda lines: next(iter(lines)))
 def test_circles_are_found(tmp_path, lines) -> None:
-    said = [each for each in rules.problems(checkout(tmp_path, lines), ()) if "circle" in each]
+    said = [each for each in rules.problems(checkout(tmp_path, lines)) if "circle" in each]
     assert len(said) == 1
     assert all(module in said[0] for module in list(lines)[:1])
-
-
-def test_an_exception_is_one_until_it_is_not_needed(tmp_path) -> None:
-    exception = ("nodes/bridge/text/clip", "nodes/bridge/model/patch")
-    root = checkout(tmp_path, {exception[0]: "from ..model.patch import bind"})
-    assert rules.problems(root, [exception]) == []
-    (said,) = rules.problems(checkout(tmp_path, {exception[0]: ""}), [exception])
-    assert said.startswith("NOT_YET: nodes/bridge/text/clip no longer imports")

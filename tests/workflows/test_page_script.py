@@ -42,7 +42,7 @@ def test_a_prompt_shows_who_is_bound_and_who_is_said(page):  # noqa: F811
         said["widgets_values"] = ["a photo of <anna> and <Ann>"]
 
     _open(page, "two_subjects", leave_one_out)
-    _wait_until(page, f"return {_CHIPS}.length === 4", 10)
+    _wait_until(page, f"return {_CHIPS}.length === 4")
     chips = page.execute_script(f"return {_CHIPS}")
     assert sorted(chips) == [
         ["<anna>", False],
@@ -67,7 +67,7 @@ def test_the_saved_workflow_is_the_plain_one(page):  # noqa: F811
     assert page.execute_script(f"return {_CHIPS}.length") == 0
     plain = page.execute_script(f"return {_SAVED}")
     page.execute_script("delete document.hidden")
-    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    _wait_until(page, f"return {_CHIPS}.length > 0")
     saved = page.execute_script(f"return {_SAVED}")
     for each in (*plain["nodes"], *saved["nodes"]):
         del each["size"]  # a node grows to hold its row
@@ -78,7 +78,7 @@ def test_typing_an_angle_bracket_offers_the_tokens_and_enter_writes_one(page):  
     from selenium.webdriver.common.keys import Keys
 
     _open(page, "two_subjects")
-    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    _wait_until(page, f"return {_CHIPS}.length > 0")
     page.execute_script(
         "const node = app.graph._nodes.find((each) => each.widgets?.some((one) => one.name === 'text'"
         " && one.value.includes('<anna>'))); app.canvas.ds.scale = 1; app.canvas.centerOnNode(node);"
@@ -90,9 +90,7 @@ def test_typing_an_angle_bracket_offers_the_tokens_and_enter_writes_one(page):  
     )
     page.execute_script("arguments[0].focus(); arguments[0].setSelectionRange(1e4, 1e4)", field)
     field.send_keys(", <r")
-    _wait_until(
-        page, "return document.querySelectorAll('.nested-attention-list div').length === 1", 5
-    )
+    _wait_until(page, "return document.querySelectorAll('.nested-attention-list div').length === 1")
     field.send_keys(Keys.ENTER)
     text = field.get_property("value")
     assert text.endswith(", <rex>")
@@ -148,7 +146,7 @@ def test_our_links_have_colours_of_their_own(page):  # noqa: F811
         "[...new Set(Object.keys(LGraphCanvas.link_type_colors).filter((each) =>"
         " each.startsWith('NESTED_ATTENTION_')).map((each) => LGraphCanvas.link_type_colors[each]))]"
     )
-    _wait_until(page, f"return {colours}.filter(Boolean).length === 4", 10)
+    _wait_until(page, f"return {colours}.filter(Boolean).length === 4")
 
 
 def _of_ours(messages):
@@ -157,7 +155,7 @@ def _of_ours(messages):
 
 def test_the_script_says_nothing_in_the_console(page):  # noqa: F811
     _open(page, "two_subjects")
-    _wait_until(page, f"return {_CHIPS}.length > 0", 10)
+    _wait_until(page, f"return {_CHIPS}.length > 0")
     assert not _of_ours(page.get_log("browser"))
 
 
@@ -184,13 +182,13 @@ def test_a_prompt_inside_a_subgraph_knows_the_subjects_outside(page):  # noqa: F
 
 def test_undo_and_copies_leave_one_row_on_each_prompt(page):  # noqa: F811
     _open(page, "two_subjects")
-    _wait_until(page, f"return {_ROWS}.length === 2", 10)
+    _wait_until(page, f"return {_ROWS}.length === 2")
     page.execute_script(
         "const prompt = app.graph.nodes.find((each) => each.type === 'CLIPTextEncode');"
         "app.canvas.copyToClipboard(new Set([prompt]));"
         "app.canvas.pasteFromClipboard({connectInputs: true})"
     )
-    _wait_until(page, f"return {_ROWS}.length === 3", 10)
+    _wait_until(page, f"return {_ROWS}.length === 3")
     page.execute_async_script(
         "const done = arguments[0]; const tracker ="
         " app.extensionManager.workflow.activeWorkflow.changeTracker;"
@@ -198,9 +196,9 @@ def test_undo_and_copies_leave_one_row_on_each_prompt(page):  # noqa: F811
         "tracker.undo().then(() => done(), (error) => done(String(error)))"
     )
     _wait_until(
-        page, "return app.graph.nodes.filter((e) => e.type === 'CLIPTextEncode').length === 2", 10
+        page, "return app.graph.nodes.filter((e) => e.type === 'CLIPTextEncode').length === 2"
     )
-    _wait_until(page, f"return {_ROWS}.length === 2", 10)
+    _wait_until(page, f"return {_ROWS}.length === 2")
 
 
 _INPUTS = {
@@ -235,7 +233,7 @@ def test_one_click_compares_the_picture_with_and_without_subjects(server, page):
     saved = sorted((server.base / "output").rglob("*.png"))
     page.execute_script(_WITH_SUBJECT, "NestedAttention_Apply", "Compare with and without subjects")
     shown = "[...document.querySelectorAll('.nested-attention-panel img')]"
-    _wait_until(page, f"return {shown}.filter((each) => each.naturalWidth === 64).length === 2", 60)
+    _wait_until(page, f"return {shown}.filter((each) => each.naturalWidth === 64).length === 2")
     with_subjects, without = page.execute_script(
         f"return {shown}.map((each) => {{ const c = document.createElement('canvas'); c.width = c.height"
         " = 64; c.getContext('2d').drawImage(each, 0, 0); return c.toDataURL(); })"
@@ -258,7 +256,7 @@ def test_one_click_shows_where_the_subjects_act_in_a_picture(server, page):  # n
     layers = "[...document.querySelectorAll('.nested-attention-panel .nested-attention-above')]"
     for _ in range(2):  # the second time ComfyUI has everything in its cache
         page.execute_script(_WITH_SUBJECT, "SaveImage", "Show where subjects act")
-        _wait_until(page, f"return {layers}.length === 2", 60)
+        _wait_until(page, f"return {layers}.length === 2")
         assert page.execute_script(f"return {layers}.map((each) => each.dataset.token)") == [
             "<anna>",
             "<rex>",

@@ -36,7 +36,7 @@ def _run(page):  # noqa: F811
         " app.api.addEventListener(each, () => { window.ended = each; }, {once: true});"
         "app.queuePrompt(0, 1)"
     )
-    _wait_until(page, "return window.ended !== null", 60)
+    _wait_until(page, "return window.ended !== null")
     assert page.execute_script("return window.ended") == "execution_success"
 
 
@@ -55,7 +55,7 @@ def test_from_a_plain_graph_to_a_picture_of_somebody(server, page):  # noqa: F81
         "node.widgets.find((each) => each.name === 'image').value = 'anna.jpg'"
     )
     page.execute_script(_WITH_SUBJECT, "LoadImage", "Bind as subject")
-    _wait_until(page, f"return {_CHIPS}.length === 2", 10)
+    _wait_until(page, f"return {_CHIPS}.length === 2")
     all_nodes, all_links = page.execute_script(f"return {_COUNTS}")
     assert (all_nodes - nodes, all_links - links) == (3, 4)
 
@@ -69,42 +69,40 @@ def test_from_a_plain_graph_to_a_picture_of_somebody(server, page):  # noqa: F81
     time.sleep(1)
     page.execute_script("arguments[0].focus(); arguments[0].setSelectionRange(1e4, 1e4)", field)
     field.send_keys(" <")
-    _wait_until(
-        page, "return document.querySelectorAll('.nested-attention-list div').length === 1", 5
-    )
+    _wait_until(page, "return document.querySelectorAll('.nested-attention-list div').length === 1")
     field.send_keys(Keys.ENTER)
     assert field.get_property("value") == "a photo of <person>"
-    _wait_until(page, f"return {_CHIPS}.some(([text, lit]) => lit && text === '<person>')", 10)
+    _wait_until(page, f"return {_CHIPS}.some(([text, lit]) => lit && text === '<person>')")
 
     # The picture, the thumbnail, the sentence, the map.
     _run(page)
-    _wait_until(page, f"return {_CHIPS}.every(([, , seen]) => seen)", 10)
+    _wait_until(page, f"return {_CHIPS}.every(([, , seen]) => seen)")
     shown = "app.nodeOutputs[app.graph.nodes.find((each) => each.type === arguments[0]).id]?.images?.length"
     for kind in ("NestedAttention_Subject", "NestedAttention_Apply", "SaveImage"):
         assert page.execute_script(f"return {shown}", kind) == 1
-    _wait_until(page, "return document.body.textContent.includes('<person> acted: 1 picture')", 10)
+    _wait_until(page, "return document.body.textContent.includes('<person> acted: 1 picture')")
     page.execute_script(_WITH_SUBJECT, "SaveImage", "Show where subjects act")
-    _wait_until(page, f"return {_LAYERS} === 1", 60)
+    _wait_until(page, f"return {_LAYERS} === 1")
     page.execute_script("document.querySelector('.nested-attention-panel button').click()")
 
     # Saved, and opened again.
     saved = page.execute_script("return JSON.parse(JSON.stringify(app.graph.serialize()))")
     assert "nested_attention" not in json.dumps(saved["nodes"])
     assert "error" not in page.execute_async_script(_OPEN, saved, "again")
-    _wait_until(page, f"return {_CHIPS}.some(([text, lit]) => lit && text === '<person>')", 10)
+    _wait_until(page, f"return {_CHIPS}.some(([text, lit]) => lit && text === '<person>')")
 
     # Undo takes the last step back and leaves the rest.
     page.execute_script(
         "app.graph.remove(app.graph.nodes.find((each) => each.type === 'NestedAttention_Subject'))"
     )
-    _wait_until(page, f"return {_CHIPS}.length === 0", 10)
+    _wait_until(page, f"return {_CHIPS}.length === 0")
     page.execute_async_script(
         "const done = arguments[0]; const tracker ="
         " app.extensionManager.workflow.activeWorkflow.changeTracker;"
         "tracker.checkState?.(); tracker.captureCanvasState?.();"
         "tracker.undo().then(() => done(), (error) => done(String(error)))"
     )
-    _wait_until(page, f"return {_CHIPS}.length === 2", 10)
+    _wait_until(page, f"return {_CHIPS}.length === 2")
     assert not _of_ours(page.get_log("browser"))
 
 

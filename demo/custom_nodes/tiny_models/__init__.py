@@ -37,7 +37,6 @@ class TinyModelsLoadClipVision(io.ComfyNode):
             display_name="Load Tiny CLIP Vision",
             category="tiny_models",
             description="An image encoder with random weights.",
-            inputs=[],
             outputs=[io.ClipVision.Output()],
         )
 

@@ -56,7 +56,6 @@ class TinyWorldLoadCheckpoint(io.ComfyNode):
             category="tiny_world",
             description="A text-to-image model that knows nothing but the tiny world, at 32 x 32 "
             "pixels. Sample it with cfg 1 and the scheduler 'simple'.",
-            inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
@@ -73,7 +72,6 @@ class TinyWorldLoadClipVision(io.ComfyNode):
             display_name="Load Tiny World CLIP Vision",
             category="tiny_world",
             description="The image encoder of the tiny world, for photographs of 32 x 32 pixels.",
-            inputs=[],
             outputs=[io.ClipVision.Output()],
         )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
-from run import draw_all, prepare  # noqa: E402
+from run import draw_all  # noqa: E402
 
-from tiny_world.drawings.template_pictures import module_at  # noqa: E402
+from tiny_world.drawings.server import tiny_world_server  # noqa: E402
 from tiny_world.prompts import draw_cast, read_prompt  # noqa: E402
 from tiny_world.sheet import (  # noqa: E402
     ACCENT,
@@ -56,15 +55,10 @@ LETTERS, LINE = 19, 28
 
 
 def main() -> None:
-    server_module = module_at("nested_attention_server", ROOT / "devtools" / "server.py")
-    packs = sorted(path.parent for path in (ROOT / "demo" / "custom_nodes").glob("*/__init__.py"))
     cast, photographs = draw_cast(SEED)
     requests = [read_prompt(text, cast) for text in PROMPTS]
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), photographs)
-        host = server_module.this_host()
-        with server_module.ComfyServer(host, ROOT, Path(folder), packs) as server:
-            rows = asyncio.run(draw_all(server.url, requests, SEED))
+    with tiny_world_server(photographs) as url:
+        rows = asyncio.run(draw_all(url, requests, SEED))
     image = result_picture(rows, photographs)
     coarser = [round(level / STEP) * STEP for level in range(256)]
     image.point(coarser * len(image.getbands())).save(FILE, optimize=True)

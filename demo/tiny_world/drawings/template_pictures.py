@@ -9,16 +9,12 @@ the prompt, and what came out, and says that the tiny world drew it.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import io
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -31,7 +27,7 @@ from client import ComfyClient, Prompt  # noqa: E402
 
 from tiny_world.drawings import templates  # noqa: E402
 from tiny_world.drawings.card import Card, card_picture  # noqa: E402
-from tiny_world.files import ENCODER_FILE, WEIGHTS, weights_file  # noqa: E402
+from tiny_world.drawings.server import module_at, tiny_world_server  # noqa: E402
 
 FOLDER = ROOT / "example_workflows"
 PHOTOGRAPHS = ROOT / "nodes" / "photographs"
@@ -71,11 +67,7 @@ JOBS = {
         "two_subjects",
         {"<anna>": "anna", "<ben>": "ben", "pose": "two_people_pose"},
         "a photo in the city under a sun, at the left <anna>, at the right <ben>",
-        {
-            "photograph": {"rex": "ben"},
-            "token": {"<rex>": "<ben>"},
-            "noun": {"dog": "person"},
-        },
+        {"photograph": {"rex": "ben"}, "token": {"<rex>": "<ben>"}, "noun": {"dog": "person"}},
         NO_CONTROL,
     ),
     "one_subject_with_controlnet": Job(
@@ -91,16 +83,8 @@ JOBS = {
 
 
 def main() -> int:
-    server_module = module_at("nested_attention_server", ROOT / "devtools" / "server.py")
-    packs = sorted(path.parent for path in (ROOT / "demo" / "custom_nodes").glob("*/__init__.py"))
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        encoders = base / "models" / "nested_attention"
-        encoders.mkdir(parents=True)
-        shutil.copyfile(weights_file(WEIGHTS, ENCODER_FILE), encoders / templates.ENCODER_NAME)
-        host = server_module.this_host()
-        with server_module.ComfyServer(host, ROOT, base, packs) as server:
-            cards = asyncio.run(all_cards(server.url))
+    with tiny_world_server({}) as url:
+        cards = asyncio.run(all_cards(url))
     for name, card in cards.items():
         path = FOLDER / f"{name}.jpg"
         card_picture(card).save(path, quality=QUALITY, optimize=True)
@@ -112,13 +96,11 @@ def main() -> int:
 
 async def all_cards(server: str) -> dict[str, Card]:
     # The converter of the tests: it knows all that our templates use.
-    api_prompt = module_at(
-        "graph_to_api", ROOT / "tests" / "workflows" / "graph_to_api.py"
-    ).api_prompt
+    converter = module_at("graph_to_api", ROOT / "tests" / "workflows" / "graph_to_api.py")
     async with ComfyClient(server) as client:
         node_info = await client.get("/object_info")
         return {
-            name: await drawn_card(client, job, prompt_of(job, api_prompt, node_info))
+            name: await drawn_card(client, job, prompt_of(job, converter.api_prompt, node_info))
             for name, job in JOBS.items()
         }
 
@@ -141,7 +123,7 @@ async def drawn_card(client: ComfyClient, job: Job, prompt: Prompt) -> Card:
     outputs = await client.run(prompt)
     pictures = {
         kind: [
-            await read(client, image)
+            await client.read_image(image)
             for node, output in outputs.items()
             if prompt[node]["class_type"] == kind
             for image in output.get("images", [])
@@ -173,22 +155,6 @@ def outlines(picture: Image.Image) -> Image.Image:
             if y and small.getpixel((x, y - 1)) != here:
                 lines.paste((255, 255, 255), (16 * x, 16 * y - 3, 16 * x + 16, 16 * y + 3))
     return lines
-
-
-async def read(client: ComfyClient, image: dict[str, str]) -> Image.Image:
-    with Image.open(io.BytesIO(await client.read_image(image))) as opened:
-        return opened.convert("RGB")
-
-
-def module_at(name: str, path: Path) -> ModuleType:
-    """A module by its path: neither folder is on any path."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -20,20 +19,21 @@ from typing import Any
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[3]
 # Behind everything else: nothing of the demo may hide another module.
 sys.path.append(str(ROOT / "demo"))
 
 from tiny_world.drawings import templates  # noqa: E402
-from tiny_world.drawings.template_pictures import module_at  # noqa: E402
-from tiny_world.files import ENCODER_FILE, WEIGHTS, weights_file  # noqa: E402
+from tiny_world.drawings.server import tiny_world_server  # noqa: E402
 
 TOUR = ROOT / "docs" / "tour"
 HELP = ROOT / "js" / "docs" / "pictures"
 WINDOW = (1600, 1000)
 WIDE_WINDOW = (2600, 1300)  # a whole graph, near enough that the page writes the nodes' names
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+PATIENCE = 120.0  # seconds
 READY = "return !!(window.app?.graph && window.LiteGraph?.registered_node_types['{type}'])"
 ROW = "document.querySelectorAll('.nested-attention-chip').length"
 PANEL = "document.querySelectorAll('.nested-attention-panel img')"
@@ -46,21 +46,13 @@ SETTINGS = {
 
 
 def main() -> int:
-    server_module = module_at("nested_attention_server", ROOT / "devtools" / "server.py")
-    packs = sorted(path.parent for path in (ROOT / "demo" / "custom_nodes").glob("*/__init__.py"))
     TOUR.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        encoders = base / "models" / "nested_attention"
-        encoders.mkdir(parents=True)
-        shutil.copyfile(weights_file(WEIGHTS, ENCODER_FILE), encoders / templates.ENCODER_NAME)
-        host = server_module.this_host()
-        with server_module.ComfyServer(host, ROOT, base, packs) as server:
-            page = Page(server.url)
-            try:
-                take_pictures(page)
-            finally:
-                page.driver.quit()
+    with tiny_world_server({}) as url:
+        page = Page(url)
+        try:
+            take_pictures(page)
+        finally:
+            page.driver.quit()
     return 0
 
 
@@ -114,38 +106,27 @@ class Page:
             options.add_argument(argument)
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
-        self.driver.set_script_timeout(120)
+        self.driver.set_script_timeout(PATIENCE)
         self.driver.get(url)
         self.wait(READY.format(type="NestedAttention_Apply"))
 
     def script(self, text: str, *arguments: Any) -> Any:
+        """What it returns; of a promise, what that comes to."""
         return self.driver.execute_script(text, *arguments)
 
-    def later(self, text: str, *arguments: Any) -> Any:
-        """A script that ends by calling `done`."""
-        count = len(arguments)
-        return self.driver.execute_async_script(
-            f"const done = arguments[{count}]; {text}", *arguments
-        )
-
-    def wait(self, text: str, seconds: float = 120.0) -> None:
-        end = time.monotonic() + seconds
-        while not self.script(text):
-            if time.monotonic() > end:
-                raise TimeoutError(f"the page never became: {text}")
-            time.sleep(0.2)
+    def wait(self, text: str) -> None:
+        message = f"the page never became: {text}"
+        WebDriverWait(self.driver, PATIENCE).until(lambda _: self.script(text), message)
 
     def open(self, workflow: dict[str, Any]) -> None:
-        self.later(
-            "app.loadGraphData(arguments[0], true, true, 'tour').then(() => done())", workflow
-        )
+        opened = "app.loadGraphData(arguments[0], true, true, 'tour')"
+        self.script(f"return {opened}.then(() => true)", workflow)
 
     def run(self) -> None:
         self.script(
-            "window.ended = false; app.api.addEventListener('execution_success',"
-            " () => { window.ended = true; }, {once: true}); app.queuePrompt(0, 1)"
+            "return new Promise((resolve) => { app.api.addEventListener('execution_success',"
+            " () => resolve(true), {once: true}); app.queuePrompt(0, 1); })"
         )
-        self.wait("return window.ended")
         time.sleep(2)  # pictures load
 
     def node(self, node_type: str, text: str = "") -> int:

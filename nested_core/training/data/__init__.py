@@ -29,23 +29,10 @@ def open_data(config: TrainingConfig, reference_size: int) -> Data:
         drop_text=config.drop_text,
         drop_both=config.drop_both,
     )
+    stream = (preparation, config.batch_size, config.seed, config.workers)
     folder = Path(config.data)
     if folder.is_dir():
-        return FolderData(
-            folder,
-            read_metadata(folder),
-            preparation,
-            config.batch_size,
-            config.seed,
-            config.workers,
-        )
+        return FolderData(folder, read_metadata(folder), *stream)
     from .shards import ShardData, expand_shards
 
-    return ShardData(
-        expand_shards(config.data),
-        preparation,
-        config.batch_size,
-        config.seed,
-        config.workers,
-        config.shuffle_buffer,
-    )
+    return ShardData(expand_shards(config.data), *stream, config.shuffle_buffer)

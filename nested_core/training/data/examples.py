@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,7 +76,9 @@ def record_from(where: str, entry: Any, image: str | None = None) -> Record:
         )
     listed: Any = [references] if isinstance(references, str) else references
     optional = [each for each in (fields.get("mask"), fields.get("noun")) if each is not None]
-    if not isinstance(listed, list) or not _are_text([*cast("list[Any]", listed), *optional]):
+    if not isinstance(listed, list) or not all(
+        isinstance(each, str) for each in [*cast("list[Any]", listed), *optional]
+    ):
         raise TrainingError(
             f"{where}: reference, mask or noun is no text. Expected file names; `reference` may be "
             "a list of them."
@@ -88,10 +90,6 @@ def record_from(where: str, entry: Any, image: str | None = None) -> Record:
         mask=fields.get("mask"),
         noun=fields.get("noun"),
     )
-
-
-def _are_text(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _short_json(value: Any) -> str:
@@ -118,6 +116,10 @@ class Preparation:
     drop_image: float = 0.05
     drop_text: float = 0.05
     drop_both: float = 0.05
+
+    def caption(self, record: Record) -> Caption:
+        """The record's text with its own noun, or the encoder's."""
+        return Caption(record.text, record.noun or self.noun)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +153,10 @@ def make_example(record: Record, read: ReadFile, preparation: Preparation, seed:
     picture = _decode(record.image, read, "RGB")
     mask = None if record.mask is None else _decode(record.mask, read, "L")
     square, size = _training_square(picture, preparation.resolution)
-    mask_square = None
+    seen_mask = torch.ones(1, *square.size)
     if mask is not None:
-        mask_square, _ = _training_square(mask.resize(picture.size), preparation.resolution)
+        seen_mask = _tensor(_training_square(mask.resize(picture.size), preparation.resolution)[0])
+    caption = preparation.caption(record)
     is_itself = reference == record.image
     return Example(
         pixels=_tensor(square) * 2.0 - 1.0,
@@ -163,8 +166,8 @@ def make_example(record: Record, read: ReadFile, preparation: Preparation, seed:
             mask if is_itself else None,
             preparation,
         ),
-        mask=torch.ones(1, *square.size) if mask_square is None else _tensor(mask_square),
-        caption=Caption(SUBJECT if drops_text else record.text, record.noun or preparation.noun),
+        mask=seen_mask,
+        caption=Caption(SUBJECT, caption.noun) if drops_text else caption,
         image_dropped=drops_image,
         size=size,
         seed=seed_of("noise", seed),

@@ -8,20 +8,20 @@ n is the run that never stopped, and two processes see what one with the same gl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
 
 from ..base_model import Caption
 from ..errors import TrainingError
 from .batches import (
     Batch,
-    Failure,
     Stripe,
     batch_or_failure,
     collate,
@@ -61,17 +61,21 @@ class FolderData:
     def batches(self, resume: Any, stripe: Stripe) -> Iterator[Batch]:
         """Batches from slot `resume["slot"]` on; the number of processes may have changed."""
         first = 0 if resume is None else position_entry(resume, "slot")
-        sampler = _SlotSampler(first, self.batch_size, stripe)
-        with closing(read_batches(_SlotDataset(self), self.workers, sampler)) as batches:
-            for count, batch in enumerate(batches, start=1):
-                batch.resume = {"slot": first + count * self.batch_size * stripe.num_processes}
+        # Processes take turns, batch by batch, for ever.
+        step = self.batch_size * stripe.num_processes
+        starts = count(first + stripe.process * self.batch_size, step)
+        slots = (range(start, start + self.batch_size) for start in starts)
+        with closing(read_batches(self, self.workers, slots)) as batches:
+            for number, batch in enumerate(batches, start=1):
+                batch.resume = {"slot": first + number * step}
                 yield batch
 
+    def __getitem__(self, slots: Iterable[int]) -> Batch | TrainingError:
+        """The batch of these slots, as torch's data loader asks for it."""
+        return batch_or_failure(lambda: collate([self.example(slot) for slot in slots]))
+
     def some_captions(self, count: int) -> Sequence[Caption]:
-        return [
-            Caption(record.text, record.noun or self.preparation.noun)
-            for record in self.records[:count]
-        ]
+        return [self.preparation.caption(record) for record in self.records[:count]]
 
     def example(self, slot: int) -> tuple[Example, dict[str, str]]:
         """The slot's sample, and what was skipped on the way to it.
@@ -83,7 +87,8 @@ class FolderData:
             TrainingError: a hundred unreadable examples in a row.
         """
         skipped: dict[str, str] = {}
-        index = _index_of(slot, len(self.records), self.seed)
+        epoch, place = divmod(slot, len(self.records))
+        index = int(_epoch_permutation(len(self.records), self.seed, epoch)[place])
         for attempt in range(MAX_UNREADABLE):
             record = self.records[index]
             try:
@@ -102,46 +107,11 @@ class FolderData:
         return (self.folder / name).read_bytes()
 
 
-def _index_of(slot: int, num_records: int, seed: int) -> int:
-    """Every record once per epoch, each epoch in an order of its own."""
-    epoch, index = divmod(slot, num_records)
-    return int(_epoch_permutation(num_records, seed, epoch)[index])
-
-
-_last_permutation: tuple[tuple[int, int, int], torch.Tensor] | None = None
-
-
+@lru_cache(maxsize=1)
 def _epoch_permutation(num_records: int, seed: int, epoch: int) -> torch.Tensor:
-    global _last_permutation
-    key = (num_records, seed, epoch)
-    if _last_permutation is None or _last_permutation[0] != key:
-        generator = torch.Generator().manual_seed(seed_of("order", seed, epoch))
-        _last_permutation = (key, torch.randperm(num_records, generator=generator))
-    return _last_permutation[1]
-
-
-class _SlotDataset(Dataset[Batch | Failure]):
-    """Batches by the slots of their samples."""
-
-    def __init__(self, data: FolderData) -> None:
-        self.data = data
-
-    def __getitem__(self, slots: list[int]) -> Batch | Failure:
-        return batch_or_failure(lambda: collate([self.data.example(slot) for slot in slots]))
-
-
-class _SlotSampler(Sampler[list[int]]):
-    """Slots of this process's batches: processes take turns, batch by batch, for ever."""
-
-    def __init__(self, first: int, batch_size: int, stripe: Stripe) -> None:
-        self.start = first + stripe.process * batch_size
-        self.batch_size, self.step = batch_size, batch_size * stripe.num_processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start = self.start
-        while True:
-            yield list(range(start, start + self.batch_size))
-            start += self.step
+    """Every record once per epoch, each epoch in an order of its own."""
+    generator = torch.Generator().manual_seed(seed_of("order", seed, epoch))
+    return torch.randperm(num_records, generator=generator)
 
 
 def read_metadata(folder: Path) -> list[Record]:

@@ -21,6 +21,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import webdataset
@@ -34,7 +35,6 @@ from ..files import short_repr
 from .batches import (
     POSITION,
     Batch,
-    Failure,
     Stripe,
     batch_or_failure,
     collate,
@@ -122,16 +122,11 @@ class ShardData:
         }
 
     def some_captions(self, count: int) -> Sequence[Caption]:
-        captions: list[Caption] = []
-        for sample in _samples(self.shards):
-            record = _record(sample)
-            captions.append(Caption(record.text, record.noun or self.preparation.noun))
-            if len(captions) == count:
-                break
-        return captions
+        samples = islice(_samples(self.shards), count)
+        return [self.preparation.caption(_record(sample)) for sample in samples]
 
 
-class _ShardDataset(IterableDataset[Batch | Failure]):
+class _ShardDataset(IterableDataset[Batch | TrainingError]):
     """Runs in each worker as that worker's reader."""
 
     def __init__(
@@ -139,7 +134,7 @@ class _ShardDataset(IterableDataset[Batch | Failure]):
     ) -> None:
         self.data, self.stripe, self.positions, self.turn = data, stripe, positions, turn
 
-    def __iter__(self) -> Iterator[Batch | Failure]:
+    def __iter__(self) -> Iterator[Batch | TrainingError]:
         worker = get_worker_info()
         readers = 1 if worker is None else worker.num_workers
         reader = (self.turn + (0 if worker is None else worker.id)) % readers

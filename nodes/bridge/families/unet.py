@@ -79,8 +79,7 @@ def _transformer_blocks(level: Any) -> list[Any]:
 
 def _unet(model: ModelPatcher) -> UNetModel:
     config = getattr(model.model, "model_config", None)
-    unet = getattr(model.model, "diffusion_model", None)
-    unet = _original(unet)
+    unet = _original(getattr(model.model, "diffusion_model", None))
     if not isinstance(config, _FAMILIES) or not isinstance(unet, UNetModel):
         kind = type(config).__name__ if config is not None else type(model.model).__name__
         raise HostError(

@@ -26,7 +26,7 @@ from torch import Tensor
 from ....nested_core.call.plan import CallPlan
 from ....nested_core.families.unet_sites import AttentionSite
 from ..wrappers import without_innermost
-from .unet_site_call import Patch, SiteCall
+from .unet_site_call import Asked, Patch, SiteCall, patch_at
 
 # Where the options say which call it is, for whoever looks on.
 CALL_KEY = "nested_attention"
@@ -55,9 +55,9 @@ class SitePatch(_Standing):
         self.site, self.within = site, within
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: Any = None) -> Tensor:
-        options = {} if options is None else options  # another pack's block need not have any
-        base = self.call.base(self.site, query, key, value, options)
-        return self.acting.added_to(base, self.site, query, key, value, options)
+        # Another pack's block need not have any options.
+        asked = Asked(self.site, query, key, value, {} if options is None else options)
+        return self.acting.added_to(self.call.base(asked), asked)
 
 
 class LayerInput(_Standing):
@@ -88,7 +88,9 @@ def _add(call: SiteCall, output: Tensor, options: Any) -> Tensor:
     site, hidden, context, value = given
     layer = call.layers[site]
     context, value = (_of_rows(each, len(hidden)) for each in (context, value))
-    deltas = call.deltas(site, layer.to_q(hidden), layer.to_k(context), layer.to_v(value), options)
+    deltas = call.deltas(
+        Asked(site, layer.to_q(hidden), layer.to_k(context), layer.to_v(value), options)
+    )
     if not deltas:
         return output
     output = output.clone()
@@ -118,8 +120,7 @@ def put_up(options: Mapping[str, Any], call: SiteCall) -> dict[str, Any]:
     table = dict(call.foreign)
     for site in call.layers:
         if call.acts_at(site) and site not in call.beside:
-            within = call.foreign.get((*site,), call.foreign.get((site.block, site.number)))
-            table[(*site,)] = SitePatch(call, site, within)
+            table[(*site,)] = SitePatch(call, site, patch_at(call.foreign, site))
     result = {**options, "patches_replace": {**replace, "attn2": table}, CALL_KEY: call}
     if any(call.acts_at(site) for site in call.beside):
         result["patches"] = _with_layers(options, LayerInput(call), LayerOutput(call))
@@ -193,9 +194,7 @@ def sites_beside(
     return frozenset(
         site
         for site, layer in layers.items()
-        if (*site,) not in foreign
-        and (site.block, site.number) not in foreign
-        and not is_hosts_own(layer)
+        if patch_at(foreign, site) is None and not is_hosts_own(layer)
     )
 
 
@@ -220,7 +219,7 @@ def _traced() -> _Traced:
 
 
 def _attend_now(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    return _now().attend(site_of(options), query, key, value, options)
+    return _now().attend(Asked(site_of(options), query, key, value, options))
 
 
 def _remember_now(hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import comfy.ldm.modules.attention
 import torch
@@ -19,7 +19,28 @@ from ....nested_core.families.unet import UNET
 from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.sites import Site
 
-Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+class Asked(NamedTuple):
+    """What one attention layer is run with.
+
+    Attributes:
+        site: None where another pack's block does not say which it is.
+        query, key, value: `[rows, pixels or text_tokens, inner]`.
+        options: ComfyUI's, of this layer.
+    """
+
+    site: AttentionSite | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    options: Mapping[str, Any]
+
+
+def patch_at(foreign: Mapping[Any, Patch], site: AttentionSite | None) -> Patch | None:
+    """The replace-patch of a site: its own, or that of the whole block."""
+    return None if site is None else foreign.get(site, foreign.get((site.block, site.number)))
 
 
 @dataclass(eq=False)
@@ -57,29 +78,13 @@ class SiteCall:
         # It is a moment, of which there is one: packs copy options with all that is in them.
         return self
 
-    def attend(
-        self,
-        site: AttentionSite | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        options: Mapping[str, Any],
-    ) -> Tensor:
+    def attend(self, asked: Asked) -> Tensor:
         """The host's own output of this site, with the subjects in place of their tokens' values."""
-        base = self.base(site, query, key, value, options)
-        return self.added_to(base, site, query, key, value, options)
+        return self.added_to(self.base(asked), asked)
 
-    def added_to(
-        self,
-        base: Tensor,
-        site: AttentionSite | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        options: Mapping[str, Any],
-    ) -> Tensor:
+    def added_to(self, base: Tensor, asked: Asked) -> Tensor:
         """The same where the host's own output is known."""
-        deltas = self.deltas(site, query, key, value, options)
+        deltas = self.deltas(asked)
         if not deltas:
             return base
         out = base.clone()  # a foreign patch may have returned a tensor that it still uses
@@ -87,22 +92,12 @@ class SiteCall:
             out[rows] += delta.to(out.dtype)
         return out
 
-    def deltas(
-        self,
-        site: AttentionSite | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        options: Mapping[str, Any],
-    ) -> list[tuple[Rows, Tensor]]:
-        """What the subjects add to this site's output in which rows, before its projection.
-
-        Args:
-            query, key, value: `[rows, pixels or text_tokens, inner]`.
-        """
+    def deltas(self, asked: Asked) -> list[tuple[Rows, Tensor]]:
+        """What the subjects add to this site's output in which rows, before its projection."""
+        site, query, key, value, options = asked
         if self.is_over or site is None or not self.acts_at(site):
             return []
-        heads = self._heads(site, options)
+        heads = self._heads(asked)
         if heads is None:
             return []
         self.reached.add(site)
@@ -114,33 +109,28 @@ class SiteCall:
         )
         return site_deltas(self.plan, site, inputs, pixels, _host_attention, self.watch)
 
-    def base(
-        self,
-        site: AttentionSite | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        options: Mapping[str, Any],
-    ) -> Tensor:
+    def base(self, asked: Asked) -> Tensor:
         """Whatever the host and other packs' patches compute here; called once."""
-        patch = None
-        if site is not None:
-            patch = self.foreign.get(tuple(site), self.foreign.get((site.block, site.number)))
+        site, query, key, value, options = asked
+        patch = patch_at(self.foreign, site)
         if patch is not None:
-            return patch(query, key, value, options)  # type: ignore[arg-type]
-        layer = self.layers.get(site) if site is not None else None
+            return patch(query, key, value, options)
+        precision = getattr(self._layer(site), "attn_precision", None)
         return comfy.ldm.modules.attention.optimized_attention(
             query,
             key,
             value,
-            options.get("n_heads") or layer.heads,  # type: ignore[union-attr]
-            attn_precision=options.get("attn_precision", getattr(layer, "attn_precision", None)),
+            self._heads(asked),
+            attn_precision=options.get("attn_precision", precision),
             transformer_options=options,
         )
 
-    def _heads(self, site: AttentionSite, options: Mapping[str, Any]) -> int | None:
+    def _heads(self, asked: Asked) -> int | None:
         """As the option says, else the layer; a foreign block need not say."""
-        return options.get("n_heads") or getattr(self.layers.get(site), "heads", None)
+        return asked.options.get("n_heads") or getattr(self._layer(asked.site), "heads", None)
+
+    def _layer(self, site: AttentionSite | None) -> Any:
+        return None if site is None else self.layers.get(site)
 
     def _pixels(self, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Pixels | None:
         """Which pixels ask; None where rows or tokens are not those that were planned."""
@@ -178,7 +168,12 @@ def _host_attention(
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.
     """
-    return _backend(bias)(
+    attention = comfy.ldm.modules.attention
+    backend = attention.optimized_attention
+    if bias is not None and backend is attention.attention_flash:
+        # It takes no bias: it would warn at every call, and compute the same as this.
+        backend = attention.attention_pytorch
+    return backend(
         query,
         key,
         value,
@@ -189,12 +184,3 @@ def _host_attention(
         skip_output_reshape=True,
         low_precision_attention=False,
     )
-
-
-def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
-    attention = comfy.ldm.modules.attention
-    chosen = attention.optimized_attention
-    if bias is not None and chosen is attention.attention_flash:
-        # It takes no bias: it would warn at every call, and compute the same as this.
-        return attention.attention_pytorch
-    return chosen

@@ -8,6 +8,8 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
+from ..wrappers import wrappers_of
+
 
 def is_compiled(base_model: Any, options: Mapping[str, Any]) -> bool:
     """Whether the UNet or a part of it runs as a trace that the compiler made.
@@ -17,8 +19,7 @@ def is_compiled(base_model: Any, options: Mapping[str, Any]) -> bool:
     """
     if "torch._dynamo" not in sys.modules:
         return False
-    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if any("compile" in str(key) for key in wrappers):
+    if any("compile" in str(key) for key in wrappers_of(options, WrappersMP.APPLY_MODEL)):
         return True
     return any(
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

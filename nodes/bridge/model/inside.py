@@ -19,6 +19,7 @@ from ....nested_core.call.content import Cut, where_cut
 from ....nested_core.call.places import Place, cropped
 from ..families.unet_site_call import SiteCall
 from ..names import is_hosts
+from ..wrappers import wrappers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class PlannedRun:
 
     def _moved(self, x: Tensor, given: Tensor, context: Tensor, planned: Tensor) -> Arrival | None:
         slots: list[tuple[int, ...]] = []
-        boxes: list[tuple[int, Place, Cut] | None] = []
+        boxes: list[tuple[Place, Cut] | None] = []
         cuts = where_cut(given, x)
         for row in range(len(x)):
             reading = [
@@ -76,17 +77,17 @@ class PlannedRun:
             torch.cat(
                 [
                     cropped(mask[[number]], size, (place.height, place.width, top, left))
-                    for number, place, (_, top, left) in known
+                    for place, (number, top, left) in known
                 ]
             )
             for mask in self.arrival.masks
         )
-        return Arrival(tuple(slots), tuple(place for _, place, _ in known), masks)
+        return Arrival(tuple(slots), tuple(place for place, _ in known), masks)
 
-    def _box(self, cuts: list[Cut], x: Tensor) -> tuple[int, Place, Cut] | None:
-        """The planned row that a row is cut out of, where it lies, and how; None where that is open."""
+    def _box(self, cuts: list[Cut], x: Tensor) -> tuple[Place, Cut] | None:
+        """Where a row lies, and how it is cut out of a planned row; None where that is open."""
         height, width = x.shape[-2:]
-        found: dict[Place, tuple[int, Place, Cut]] = {}
+        found: dict[Place, Cut] = {}
         for number, top, left in cuts:
             whole = self.arrival.places[number] if self.arrival.places is not None else None
             if whole is None:
@@ -97,11 +98,11 @@ class PlannedRun:
                 whole = whole._replace(
                     top=whole.top + top, left=whole.left + left, height=height, width=width
                 )
-            found[whole] = (number, whole, (number, top, left))
-        return next(iter(found.values())) if len(found) == 1 else None
+            found[whole] = (number, top, left)
+        return next(iter(found.items())) if len(found) == 1 else None
 
 
 def is_wrapped(base_model: Any, options: Mapping[str, Any]) -> bool:
     """Whether another pack stands around the UNet itself."""
-    listed = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
-    return any(listed.values()) or not is_hosts(base_model.diffusion_model.forward)
+    wrappers = wrappers_of(options, WrappersMP.DIFFUSION_MODEL)
+    return any(wrappers.values()) or not is_hosts(base_model.diffusion_model.forward)

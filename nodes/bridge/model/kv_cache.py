@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -18,14 +18,10 @@ from torch import nn
 
 from ....nested_core.call.keys_values import SiteKeysValues, SubjectKeysValues, identity_of
 from ....nested_core.encoder import Encoder
-from ....nested_core.families.unet_sites import AttentionSite, in_network_order
+from ....nested_core.sites import Site
 from ....nested_core.subject import Subject
 
-
-class _Precision(NamedTuple):
-    device: torch.device
-    dtype: torch.dtype
-
+_Precision: TypeAlias = tuple[torch.device, torch.dtype]
 
 # Strong for as long as a subject lives, so that editing a binding projects nothing anew ...
 _of_subject: WeakKeyDictionary[Subject, dict[_Precision, ModelPatcher]] = WeakKeyDictionary()
@@ -44,17 +40,17 @@ def encoder_patcher(encoder: Encoder) -> ModelPatcher:
 
 
 def keys_and_values(
-    subject: Subject, sites: Collection[AttentionSite], device: torch.device, dtype: torch.dtype
+    subject: Subject, sites: Collection[Site], device: torch.device, dtype: torch.dtype
 ) -> ModelPatcher:
     """A model holding the subject's keys and values at `sites` (at least), projected where missing.
 
     Its `.model` is a `SubjectKeysValues`.
     """
-    precision = _Precision(device, dtype)
+    precision = (device, dtype)
     shared = _of_encoder.setdefault(subject.encoder, WeakValueDictionary())
     patcher = shared.get((subject.digest, precision))
     done = {} if patcher is None else patcher.model.by_site
-    missing = [site for site in in_network_order(sites) if site not in done]
+    missing = [site for site in subject.encoder.family.in_network_order(sites) if site not in done]
     if patcher is None or missing:
         # In the mode that the caller runs in: the encoder's tensors were made in that one too.
         model_management.load_models_gpu([encoder_patcher(subject.encoder)])
@@ -71,14 +67,12 @@ def keys_and_values(
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _project(
-    subject: Subject, sites: list[AttentionSite], dtype: torch.dtype
-) -> dict[AttentionSite, SiteKeysValues]:
+def _project(subject: Subject, sites: list[Site], dtype: torch.dtype) -> dict[Site, SiteKeysValues]:
     """Keys and values as plain tensors, whichever mode is on: they outlive this sampling."""
     device = encoder_patcher(subject.encoder).load_device
     tokens = subject.tokens.to(device)[None].clone()
     log_weights, kept_on = subject.log_weights, model_management.unet_offload_device()
-    projected: dict[AttentionSite, SiteKeysValues] = {}
+    projected: dict[Site, SiteKeysValues] = {}
     for site in sites:
         # Projected in float32, kept in the model's precision: it happens once.
         key, value = subject.encoder.project(site, tokens)

@@ -7,7 +7,7 @@ called, on a copy of the options that ends with the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,8 +15,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....nested_core.binding import Binding, merge_bindings
+from ....nested_core.call.rules import Rules
 from ....nested_core.errors import HostError
-from ....nested_core.families.unet_sites import AttentionSite
 from ....nested_core.region import cropped_to
 from ..families.unet import check_encoder_fits, site_dims
 from ..notices import Notices
@@ -55,9 +55,11 @@ def bind_model(
     for binding in bindings:
         check_encoder_fits(binding.subject.encoder, dims)
     earlier = bound_model_of(model)
-    merged = merge_bindings(earlier.bindings if earlier else (), bindings)
-    separation = max(separation, earlier.separation if earlier else 0.0)
-    bound = BoundModel(merged, dims, separation, node)
+    if earlier is not None:
+        bindings = merge_bindings(earlier.rules.bindings, bindings)
+        separation = max(separation, earlier.rules.separation)
+    sites = {binding.id: binding.sites.select(dims) for binding in bindings}
+    bound = BoundModel(Rules(tuple(bindings), sites, separation), node)
     clone = model.clone()
     clone.set_attachments(KEY, bound)
     for kind, wrapper in bound.wrappers.items():
@@ -81,7 +83,7 @@ def crop_masks(
             "Crop Subject Masks: this MODEL has no subjects, so there are no masks to crop. Connect "
             "the MODEL of Apply Nested Attention."
         )
-    return bind_model(model, cropped_to(bound.bindings, region, padding), 0.0, node)
+    return bind_model(model, cropped_to(bound.rules.bindings, region, padding), 0.0, node)
 
 
 def bound_model_of(model: ModelPatcher) -> BoundModel | None:
@@ -92,16 +94,9 @@ def bound_model_of(model: ModelPatcher) -> BoundModel | None:
 class BoundModel:
     """The bindings of one Apply, and what ComfyUI calls around sampling. Never changed afterwards."""
 
-    def __init__(
-        self,
-        bindings: Sequence[Binding],
-        sites: Iterable[AttentionSite],
-        separation: float = 0.0,
-        node: str | None = None,
-    ) -> None:
-        self.bindings, self.separation, self._node = tuple(bindings), separation, node
-        self._sites = {binding.id: binding.sites.select(sites) for binding in bindings}
-        self._calls = UNetCalls(self.bindings, self._sites, separation)
+    def __init__(self, rules: Rules, node: str | None) -> None:
+        self.rules, self._node = rules, node
+        self._calls = UNetCalls(rules)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoundModel:
         return self  # as of the calls
@@ -133,23 +128,27 @@ class BoundModel:
         guider = executor.class_obj
         notices = Notices(self._node)
         recorders = recorders_of(guider.model_patcher)
-        state = Sampling(sigmas.tolist(), self.separation > 0.0, recorders, notices)
+        state = Sampling(sigmas.tolist(), self.rules.separation > 0.0, recorders, notices)
         options = guider.model_options.get("transformer_options", {})
         options = in_front_of_strangers(options, KEY, self._calls.around_model)
         guider.model_options["transformer_options"] = {**options, SAMPLING_KEY: state}
-        report = Report(self.bindings, self._sites, guider.conds, notices)
+        report = Report(self.rules, guider.conds, notices)
         report.begin()
         for each in state.recordings:
             callback = each.with_preview(callback)
-        latents = LastLatents(state.with_steps(callback))
+        callback = state.with_steps(callback)
         out = executor(
-            noise, latent_image, sampler, sigmas, denoise_mask, latents.callback, *args, **kwargs
+            noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
         )
         report.end(state)
         if state.recordings:
-            results = latents.results(out, guider.model_patcher.model)
+            # Samplers put out either: their latents, or what their last step took for finished.
+            latents = [out]
+            if isinstance(state.denoised, Tensor):
+                base_model = guider.model_patcher.model
+                latents.append(base_model.process_latent_out(state.denoised.cpu()))
             for each in state.recordings:
-                each.finish(results)
+                each.finish([latent.detach().cpu() for latent in latents])
         return out
 
     def prepare_sampling(
@@ -168,33 +167,10 @@ class BoundModel:
         model.set_additional_models(
             KEY,
             [
-                keys_and_values(subject, self._sites[binding.id], model.load_device, dtype)
-                for binding in self.bindings
-                if binding.has_effect and binding.id in used
+                keys_and_values(subject, self.rules.sites[binding.id], model.load_device, dtype)
+                for binding in self.rules.acting
+                if binding.id in used
                 for subject in binding.subject.subjects
             ],
         )
         return executor(model, noise_shape, conds, *args, **kwargs)
-
-
-class LastLatents:
-    """What comes out of a sampling: its latents, and those that the last step took for finished.
-
-    Samplers put out either.
-    """
-
-    def __init__(self, callback: Callable[..., None]) -> None:
-        self._callback = callback
-        self._denoised: Tensor | None = None
-
-    def callback(self, step: int, denoised: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The sampler's; remembers what is nearly finished."""
-        self._denoised = denoised
-        self._callback(step, denoised, *args, **kwargs)
-
-    def results(self, out: Tensor, base_model: Any) -> list[Tensor]:
-        """As the nodes put them out, on the CPU."""
-        latents = [out]
-        if isinstance(self._denoised, Tensor):
-            latents.append(base_model.process_latent_out(self._denoised.cpu()))
-        return [each.detach().cpu() for each in latents]

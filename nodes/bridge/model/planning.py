@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from torch import Tensor
 
-from ....nested_core.binding import Binding
 from ....nested_core.call.arrival import (
     Arrival,
     RowFacts,
@@ -23,7 +22,6 @@ from ....nested_core.call.places import Frame
 from ....nested_core.call.plan import CallPlan
 from ....nested_core.call.planning import plan_call
 from ....nested_core.call.rules import Moment, Rules
-from ....nested_core.sites import Site
 from ..families.unet import blocks_of
 from ..families.unet_patches import is_open, sites_beside
 from ..families.unet_site_call import SiteCall
@@ -39,13 +37,8 @@ Conditionings = list[list[dict[str, Any]] | None]
 class Planning:
     """The bindings of one model, and what they mean for a call of its UNet. Never changed afterwards."""
 
-    def __init__(
-        self,
-        bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[Site]],
-        separation: float,
-    ) -> None:
-        self._rules = Rules(tuple(bindings), sites, separation)
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
 
     def send(
         self,
@@ -58,26 +51,21 @@ class Planning:
         """Conditionings with a slot map each, so that they can still be batched, and what they say."""
         frame = Frame.of_call(latent, told_window(model_options), sampling.pictures)
         masks = self._rules.masks
-        unbound, prompts, sent = count(-1, -1), list[SentPrompt](), Conditionings()
-        for group in conds:
-            mapped = None if group is None else list[dict[str, Any]]()
-            for each in group or ():
-                slots = slot_map_of(each)
-                number = next(unbound) if slots is None else sampling.number_of(each, slots)
-                found = with_slots(each, number, masks, frame)
-                if found is not each:
-                    prompts.append(_prompt(number, found["model_conds"]))
-                assert mapped is not None
-                mapped.append(found)
-            sent.append(mapped)
+        unbound, prompts = count(-1, -1), list[SentPrompt]()
+
+        def mapped(each: dict[str, Any]) -> dict[str, Any]:
+            slots = slot_map_of(each)
+            number = next(unbound) if slots is None else sampling.number_of(each, slots)
+            found = with_slots(each, number, masks, frame)
+            if found is not each:
+                prompts.append(_prompt(number, found["model_conds"]))
+            return found
+
+        sent = [None if group is None else [mapped(each) for each in group] for group in conds]
         return sent, Sent(latent, frame, tuple(prompts), masks, is_direct)
 
     def arrival(
-        self,
-        sampling: Sampling,
-        x: Tensor,
-        context: Tensor | None,
-        facts: RowFacts,
+        self, sampling: Sampling, x: Tensor, context: Tensor | None, facts: RowFacts
     ) -> Arrival | None:
         """What is known of the rows that have come here."""
         told, sent = as_told(x, facts), sampling.sent

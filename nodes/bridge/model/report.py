@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ....nested_core import diagnosis
 from ....nested_core.binding import Binding
+from ....nested_core.call.rules import Rules
 from ....nested_core.diagnosis import PromptText
-from ....nested_core.families.unet_sites import AttentionSite
+from ....nested_core.sites import Site
 from ..notices import Notices
 from ..text.conditioning import Conditioning, bound_ids, slot_map_of
 from ..text.delivery import lost_bindings, texts_of
@@ -31,12 +32,11 @@ class Report:
 
     def __init__(
         self,
-        bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[AttentionSite]],
+        rules: Rules,
         conds: Mapping[str, Sequence[Conditioning]],
         notices: Notices,
     ) -> None:
-        self._bindings, self._sites, self._notices = tuple(bindings), sites, notices
+        self._bindings, self._sites, self._notices = rules.bindings, rules.sites, notices
         self._arriving = [each for group in conds.values() for each in group]
         self._arrived = bound_ids(self._arriving)
         texts = [texts_of(each) for each in self._arriving]
@@ -132,20 +132,17 @@ class Report:
                 continue
             tally = sampling.tallies.get(binding.id)
             if tally is None:
-                self._say_not_acted(binding, sampling)
+                why = self._why_not_acted(binding, sampling)
+                level = logging.INFO if why is None else logging.WARNING
+                text = f"{binding.token} did not act: {why or 'for the reason said above.'}"
             else:
+                level = logging.INFO
                 steps, share = tally.steps, tally.mean_attention()
                 text = diagnosis.acted(
                     binding.token, len(tally.rows), steps, sampling.num_steps, share
                 )
-                self._notices.say(text, [binding.node], logging.INFO)
+            self._notices.say(text, [binding.node], level)
         self._say_unreached(sampling)
-
-    def _say_not_acted(self, binding: Binding, sampling: Sampling) -> None:
-        why, level = self._why_not_acted(binding, sampling), logging.WARNING
-        if why is None:
-            why, level = "for the reason said above.", logging.INFO
-        self._notices.say(f"{binding.token} did not act: {why}", [binding.node], level)
 
     def _why_not_acted(self, binding: Binding, sampling: Sampling) -> str | None:
         """The likely cause; None where it was told when it happened."""
@@ -158,10 +155,10 @@ class Report:
         if self._notices.has_said(*_HINDRANCES):
             return None
         if not sampling.reached and sampling.planned:
-            names = ", ".join(sorted(sampling.surroundings)[:_LISTED]) or "another node"
             return (
                 "its prompt arrived at the UNet, but no cross-attention of it was run in a way that a "
-                f"patch could see. What stands around it: {names}. Remove the node that brought it."
+                f"patch could see. What stands around it: {_around(sampling)}. Remove the node that "
+                "brought it."
             )
         part = f"{binding.start_percent:g} to {binding.end_percent:g}"
         if binding.id not in sampling.planned and part != "0 to 1":
@@ -186,17 +183,18 @@ class Report:
         """Where subjects acted in some layers and never in others."""
         if not sampling.tallies or self._notices.has_said("replaced"):
             return
-        planned = frozenset[AttentionSite]().union(
-            *(self._sites[each] for each in sampling.tallies)
-        )
+        planned = frozenset[Site]().union(*(self._sites[each] for each in sampling.tallies))
         unreached = planned - sampling.reached
         if unreached:
-            names = ", ".join(sorted(sampling.surroundings)[:_LISTED]) or "another node"
             self._notices.say(
                 f"the subjects acted in {len(planned & sampling.reached)} of {len(planned)} layers; the "
                 "others were never run in a way that a patch could see. What stands around them: "
-                f"{names}."
+                f"{_around(sampling)}."
             )
+
+
+def _around(sampling: Sampling) -> str:
+    return ", ".join(sorted(sampling.surroundings)[:_LISTED]) or "another node"
 
 
 def _is_empty(context: Tensor | None) -> bool:

@@ -56,6 +56,7 @@ class Sampling:
     Attributes:
         tallies: what each binding has done, by its id.
         pictures: the latent of all of them, as the sampler gives it to the model just now.
+        denoised: what the last step took for the finished pictures.
         sent: what ComfyUI runs through the UNet just now.
         reached: the sites that were run while some subject was to act there.
         planned: the bindings that were to act in some call of the UNet.
@@ -75,6 +76,7 @@ class Sampling:
         self.notices = notices or Notices()
         self.tallies: dict[int, Tally] = {}
         self.pictures: Tensor | None = None
+        self.denoised: Tensor | None = None
         self.sent: Sent | None = None
         self.reached: set[Site] = set()
         self.planned: set[int] = set()
@@ -109,10 +111,10 @@ class Sampling:
     def with_steps(self, callback: Callable[..., None] | None) -> Callable[..., None]:
         """The sampler's callback, which also tells this state that a step is over."""
 
-        def over(step: int, *args: Any, **kwargs: Any) -> None:
-            self._step = step + 1
+        def over(step: int, denoised: Tensor, *args: Any, **kwargs: Any) -> None:
+            self._step, self.denoised = step + 1, denoised
             if callback is not None:
-                callback(step, *args, **kwargs)
+                callback(step, denoised, *args, **kwargs)
 
         return over
 
@@ -145,15 +147,12 @@ class Sampling:
         for each in self.recordings:
             each.add(shown, places, step, self.num_steps)
 
-    def count(
-        self, rows: Mapping[int, Iterable[Hashable]], attention: Mapping[int, Tensor]
-    ) -> None:
-        """Takes in who acted in one call, and how much."""
-        for binding_id, mean in attention.items():
-            tally = self.tallies.setdefault(binding_id, Tally())
-            tally.rows.update(rows[binding_id])
-            tally.steps.add(min(self._step, self.num_steps - 1))
-            tally.attention.append(mean)
+    def count(self, binding_id: int, rows: Iterable[Hashable], attention: Tensor) -> None:
+        """Takes in where one binding acted in a call, and how much."""
+        tally = self.tallies.setdefault(binding_id, Tally())
+        tally.rows.update(rows)
+        tally.steps.add(min(self._step, self.num_steps - 1))
+        tally.attention.append(attention)
 
 
 class CallWatch:
@@ -199,8 +198,8 @@ class CallWatch:
 
     def finish(self) -> None:
         """The call is over."""
-        means = {each: torch.stack(of).mean() for each, of in self._attention.items()}
-        self._sampling.count(self._rows, means)
+        for each, means in self._attention.items():
+            self._sampling.count(each, self._rows[each], torch.stack(means).mean())
         if self._places is not None and self._shown:
             self._sampling.learn(self._shown, self._places, self._step)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..names import is_foreign, is_hosts, name_of
+from ..wrappers import with_wrappers, wrappers_of
 
 FUNCTION_WRAPPER = "model_function_wrapper"  # ComfyUI's name
 
@@ -22,10 +24,8 @@ def names_around(
 
 
 def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:
-    wrappers = options.get("wrappers", {})
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
-        for listed in wrappers.get(kind, {}).values():
-            yield from listed
+        yield from chain(*wrappers_of(options, kind).values())
     unet = base_model.diffusion_model
     yield from (unet.forward, getattr(unet, "_forward", unet.forward))
     for block in blocks:
@@ -55,13 +55,8 @@ def has_strangers(
     Args:
         options: ComfyUI's `transformer_options`.
     """
-    wrappers = options.get("wrappers", {})
-    return any(
-        is_foreign(each)
-        for kind in kinds
-        for listed in wrappers.get(kind, {}).values()
-        for each in listed
-    )
+    standing = chain(*(chain(*wrappers_of(options, kind).values()) for kind in kinds))
+    return any(map(is_foreign, standing))
 
 
 def in_front_of_strangers(
@@ -73,8 +68,7 @@ def in_front_of_strangers(
     """
     if not has_strangers(options, (WrappersMP.APPLY_MODEL,)):
         return dict(options)
-    wrappers = options["wrappers"]
-    listed = dict(wrappers[WrappersMP.APPLY_MODEL])
+    listed = dict(wrappers_of(options, WrappersMP.APPLY_MODEL))
     own = listed.pop(key, [])
     ordered = {f"{key} around": [wrapper], **listed, key: own}
-    return {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: ordered}}
+    return with_wrappers(options, WrappersMP.APPLY_MODEL, ordered)

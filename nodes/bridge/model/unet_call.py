@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from ....nested_core.binding import Binding
-from ....nested_core.families.unet_sites import AttentionSite
+from ....nested_core.call.rules import Rules
 from ..families.unet_patches import (
     CALL_KEY,
     current_call,
@@ -29,17 +28,15 @@ from .planning import Conditionings, Planning, is_bound
 from .sampling import SAMPLING_KEY, Sampling
 from .surroundings import FUNCTION_WRAPPER, function_around, has_strangers
 
+# Of what ComfyUI calls the model with; the rest is each family's own.
+_NAMED = ("c_concat", "c_crossattn", "control", "transformer_options")
+
 
 class UNetCalls:
     """What ComfyUI calls around each run of the UNet. Never changed afterwards."""
 
-    def __init__(
-        self,
-        bindings: Sequence[Binding],
-        sites: Mapping[int, frozenset[AttentionSite]],
-        separation: float,
-    ) -> None:
-        self._planning = Planning(bindings, sites, separation)
+    def __init__(self, rules: Rules) -> None:
+        self._planning = Planning(rules)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UNetCalls:
         return self  # packs copy options with all the wrappers in them, and subjects behind those
@@ -115,66 +112,44 @@ class UNetCalls:
         conditions["transformer_options"] = options
         return _run(call, partial(around, apply_model, {**arguments, "c": conditions}))
 
-    def around_model(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def around_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """The same around other packs' wrappers of the model, which may run its blocks as well."""
-        options = transformer_options or {}
-        conditions = {
-            "c_concat": c_concat,
-            "c_crossattn": c_crossattn,
-            "control": control,
-            "transformer_options": options,
-            **kwargs,
-        }
+        arguments = _arguments(*args, **kwargs)
+        options = arguments["c"]["transformer_options"]
         sampling = options.get(SAMPLING_KEY) or Sampling.unknown()
-        arguments = {"input": x, "timestep": t, "c": conditions}
         around = partial(_go_on, executor)
         return self._call_around(around, executor.class_obj, sampling, None, arguments)
 
-    def apply_model(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Puts the subjects into the options for this call alone, where any is to act."""
-        options = take_down(transformer_options or {})
+        arguments = _arguments(*args, **kwargs)
+        x, t, conditions = arguments["input"], arguments["timestep"], arguments["c"]
+        context, base_model = conditions["c_crossattn"], executor.class_obj
+        options = take_down(conditions["transformer_options"])
         sampling = options.pop(SAMPLING_KEY, None) or Sampling.unknown()
-        facts, kwargs = facts_in(kwargs), without_facts(kwargs)
-        base_model = executor.class_obj
-        arrival = self._planning.arrival(sampling, x, c_crossattn, facts)
-        run = partial(executor, x, t, c_concat, c_crossattn, control)
+        arrival = self._planning.arrival(sampling, x, context, facts_in(conditions))
+
+        def run(options: dict[str, Any]) -> Any:
+            given = {**without_facts(conditions), "transformer_options": options}
+            return _go_on(executor, None, {**arguments, "c": given})
+
         # Where a function in front calls the UNet after all, what arrives here counts.
         with resting(current_call.get()):
             compiled = is_compiled(base_model, options)
             if not compiled and not is_bound(arrival):
-                return run(options, **kwargs)
+                return run(options)
             call = self._planning.call(base_model, x, t, arrival, options, sampling)
             if compiled:
                 with traced_apart():
-                    return _run(call, partial(run, put_up_compiled(options, call), **kwargs))
+                    return _run(call, partial(run, put_up_compiled(options, call)))
             if not call.plan.groups or arrival is None:
-                return run(options, **kwargs)
+                return run(options)
             if is_wrapped(base_model, options):
-                planned = PlannedRun(call, base_model, x, t, c_crossattn, arrival)
+                planned = PlannedRun(call, base_model, x, t, context, arrival)
                 options = self._put_up(options, planned, sampling)
             else:
                 options = put_up(options, call)
-            return _run(call, partial(run, options, **kwargs))
+            return _run(call, partial(run, options))
 
     def _put_up(
         self, options: Mapping[str, Any], planned: PlannedRun, sampling: Sampling
@@ -198,13 +173,12 @@ class UNetCalls:
     ) -> Any:
         """Behind everything that other packs have put around the UNet: plans anew what they changed."""
         run = partial(executor, x, timesteps, context, y, control)
-        if planned.call.is_over:
-            return run(transformer_options or {}, **kwargs)
-        arrival = planned.arrival_of(x, context)
+        options = transformer_options or {}
+        arrival = planned.arrival if planned.call.is_over else planned.arrival_of(x, context)
         if arrival is planned.arrival:
-            return run(transformer_options or {}, **kwargs)
+            return run(options, **kwargs)
         self._planning.say_lost(arrival, len(x), sampling)
-        options = take_down(transformer_options or {})
+        options = take_down(options)
         with resting(planned.call):
             call = self._planning.call(
                 planned.base_model, x, planned.noise_level, arrival, options, sampling
@@ -212,11 +186,25 @@ class UNetCalls:
             return _run(call, partial(run, put_up(options, call), **kwargs))
 
 
+def _arguments(
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **conditions: Any,
+) -> dict[str, Any]:
+    """What ComfyUI calls the model with, as a function in front of the UNet is given it."""
+    named = (c_concat, c_crossattn, control, transformer_options or {})
+    conditions.update(zip(_NAMED, named, strict=True))
+    return {"input": x, "timestep": t, "c": conditions}
+
+
 def _go_on(executor: Callable[..., Tensor], _: None, arguments: Mapping[str, Any]) -> Tensor:
     """The wrappers behind ours, called with what a function in front of the UNet is given."""
     conditions = dict(arguments["c"])
-    names = ("c_concat", "c_crossattn", "control", "transformer_options")
-    named = [conditions.pop(name) for name in names]
+    named = [conditions.pop(name) for name in _NAMED]
     return executor(arguments["input"], arguments["timestep"], *named, **conditions)
 
 

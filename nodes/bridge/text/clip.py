@@ -18,7 +18,7 @@ from ....nested_core.families.unet import UNET
 from ....nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
 from ..names import name_of
 from ..notices import current_node, tell
-from .conditioning import SLOTS_KEY, SlotMap
+from .conditioning import SLOTS_KEY, SlotMap, doubled, signs_of_doubled
 from .delivery import note_encoded, note_texts, note_written
 from .prompt_start import texts_in, with_starts
 
@@ -62,22 +62,20 @@ class _BoundCLIP(CLIP):
         prompt = mark_prompt(text, self.nested_bindings)
         tokens = super().tokenize(prompt.plain, return_word_ids, **kwargs)
         if prompt.ends:
+            written = set(prompt.ends.values())
             marked = self._tokenize_marked(prompt, return_word_ids, kwargs)
-            if not _same_tokens(tokens, marked):
-                self._tell_unbound(text, prompt)
-            elif not set(prompt.ends.values()) <= _marked_ids(marked):
-                self._tell_unbound(text, prompt)
-            else:
-                written = set(prompt.ends.values())
+            if _same_tokens(tokens, marked) and written <= _marked_ids(marked):
                 note_written(each for each in self.nested_bindings if each.id in written)
                 tokens = marked
+            else:
+                self._tell_unbound(text, prompt)
         known = tuple((binding.token, binding.id) for binding in self.nested_bindings)
         return with_starts(tokens, PromptText(text, current_node(), known))
 
     def _tell_unbound(self, text: str, prompt: MarkedPrompt) -> None:
         names = {binding.id: binding.token for binding in self.nested_bindings}
         tokens = ", ".join(dict.fromkeys(names[each] for each in prompt.ends.values()))
-        if _has_syntax(prompt.plain):
+        if any(syntax in prompt.plain for syntax in ("(", ")", "\\", "embedding:")):
             why = (
                 f"the bound tokens of this prompt ({tokens}) stand where they change how it is read "
                 f"(inside a weight or an embedding's name); they are left unbound: {text!r}"
@@ -109,9 +107,8 @@ class _BoundCLIP(CLIP):
     def encode_from_tokens(
         self, tokens: Tokens, return_pooled: Any = False, return_dict: bool = False
     ) -> Any:
-        encoded = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        encoded: Any = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
-            encoded = cast("dict[str, Any]", encoded)
             self._attach(encoded, encoded["cond"], tokens)
         return encoded
 
@@ -133,22 +130,19 @@ class _BoundCLIP(CLIP):
 
     def _slots(self, tokens: Tokens, context: Tensor) -> SlotMap | None:
         """Which rows of the context are bound; where two tokenizers mark one differently, the later wins."""
-        num_tokens = context.shape[1]
-        slots = torch.zeros(num_tokens, dtype=torch.int32)
-        is_doubled = _is_doubled(context, tokens)
+        length = max((sum(map(len, chunks)) for chunks in tokens.values()), default=0)
+        signs = signs_of_doubled(context) if context.shape[1] == 2 * length else None
+        slots = torch.zeros(context.shape[1] if signs is None else length, dtype=torch.int32)
         for encoder, width in self._embedding_widths().items():
             for row, binding_id in _marks(tokens.get(encoder, []), width):
-                if is_doubled:
-                    key, value = context[0, 2 * row], context[0, 2 * row + 1]
-                    # As `conditioning.read_slots` reads it.
-                    slots[2 * row] = -binding_id
-                    slots[2 * row + 1] = -binding_id if torch.equal(key, value) else binding_id
-                elif row < num_tokens:
+                if row < len(slots):
                     slots[row] = binding_id
-        names = {binding.id: binding.token for binding in self.nested_bindings}
-        found = set(slots.abs().tolist())
-        names = {each: token for each, token in names.items() if each in found}
-        return SlotMap(slots[None, :, None], names, context) if bool(slots.any()) else None
+        found = set(slots.tolist())
+        names = {each.id: each.token for each in self.nested_bindings if each.id in found}
+        as_map = slots[None, :, None]
+        if signs is not None:
+            as_map = doubled(as_map, signs)
+        return SlotMap(as_map, names, context) if bool(slots.any()) else None
 
     def _embedding_widths(self) -> dict[str, int]:
         """Of the text models that are there: the refiner is given tokens of L and has none."""
@@ -183,24 +177,6 @@ def _marked_ids(tokens: Tokens) -> set[int]:
         for token, *_ in chunk
         if isinstance(token, MarkedToken)
     }
-
-
-def _has_syntax(text: str) -> bool:
-    """Whether a prompt holds weights, escapes or embeddings."""
-    return any(mark in text for mark in ("(", ")", "\\", "embedding:"))
-
-
-def _is_doubled(context: Tensor, tokens: Tokens) -> bool:
-    """Whether a context says every token twice, the second time perhaps negated.
-
-    Packs for negative weights encode so: the even rows become the layer's keys, the odd its values.
-    """
-    lengths = [sum(map(len, chunks)) for chunks in tokens.values()]
-    if not lengths or context.shape[1] != 2 * max(lengths):
-        return False
-    keys, values = context[:, 0::2], context[:, 1::2]
-    same, negated = (keys == values).all(dim=-1), (keys == -values).all(dim=-1)
-    return bool((same | negated).all())
 
 
 def _marking_tokenizer(host: Any, ends: Mapping[str, int]) -> Any:
@@ -239,21 +215,15 @@ class _MarkingTokenizer:
 
 
 def _same_tokens(plain: Tokens, marked: Tokens) -> bool:
-    return plain.keys() == marked.keys() and all(
-        len(a) == len(b) and all(map(_same_chunk, a, b))
-        for a, b in ((plain[key], marked[key]) for key in plain)
-    )
+    """Same ids, or both the vector of an embedding; same weights and words."""
+    return _without_vectors(plain) == _without_vectors(marked)
 
 
-def _same_chunk(plain: Sequence[Any], marked: Sequence[Any]) -> bool:
-    return len(plain) == len(marked) and all(map(_same_token, plain, marked))
-
-
-def _same_token(plain: tuple[Any, ...], marked: tuple[Any, ...]) -> bool:
-    """Same id, or both the vector of an embedding; same weight and word."""
-    (token, *rest), (other, *other_rest) = plain, marked
-    if isinstance(token, Tensor) or isinstance(other, Tensor):
-        same = isinstance(token, Tensor) and isinstance(other, Tensor)
-    else:
-        same = token == other
-    return same and rest == other_rest
+def _without_vectors(tokens: Tokens) -> Tokens:
+    return {
+        name: [
+            [(None if isinstance(token, Tensor) else token, *rest) for token, *rest in chunk]
+            for chunk in chunks
+        ]
+        for name, chunks in tokens.items()
+    }

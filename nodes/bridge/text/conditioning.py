@@ -35,11 +35,6 @@ class CallSlots(comfy.conds.CONDCrossAttn):
     lengths as the text context that it describes.
     """
 
-    @classmethod
-    def empty(cls, num_tokens: int) -> CallSlots:
-        """The map of a prompt without bound tokens."""
-        return cls(torch.zeros(1, num_tokens, 1, dtype=torch.int32))
-
 
 class SlotMap(CallSlots):
     """The map as the text encoder hands it out; a bound model exchanges it for one of the call.
@@ -80,9 +75,7 @@ class SlotMap(CallSlots):
         """For a context that another node doubled, or made longer or shorter behind these tokens."""
         signs = self._signs(context)
         if signs is not None:
-            # As `read_slots` reads them.
-            doubled = torch.stack([-self.cond, -self.cond * signs[None, :, None]], dim=2)
-            return CallSlots(doubled.flatten(1, 2).to(self.cond.dtype))
+            return CallSlots(doubled(self.cond, signs))
         length, num_tokens = self.cond.shape[1], context.cond.shape[1]
         return CallSlots(functional.pad(self.cond, (0, 0, 0, num_tokens - length)))
 
@@ -108,19 +101,29 @@ class SlotMap(CallSlots):
         return super().process_cond(batch_size, **kwargs)
 
 
-def _signs_of_doubled(own: Tensor, context: Tensor) -> Tensor | None:
+def signs_of_doubled(context: Tensor) -> Tensor | None:
     """Of each token's value, int32 `[text_tokens]` on the CPU, where a context says each token twice.
 
-    Packs for negative weights say it as a key and then as a value, which may be negated. None where a
-    context is another one.
+    Packs for negative weights say it as a key, in the even rows, and then as a value, which may be
+    negated. None where a context says something else.
     """
     keys, values = context[:, 0::2], context[:, 1::2]
-    if keys.shape[1:] != own.shape[1:] or values.shape != keys.shape:
+    if values.shape != keys.shape:
         return None
     same, negated = (values == keys).all(dim=-1), (values == -keys).all(dim=-1)
-    if not bool((keys == own.to(keys)).all() and (same | negated).all()):
-        return None
-    return torch.where(same[0], 1, -1).to("cpu", torch.int32)
+    return torch.where(same[0], 1, -1).to("cpu", torch.int32) if (same | negated).all() else None
+
+
+def doubled(slots: Tensor, signs: Tensor) -> Tensor:
+    """A map `[1, text_tokens, 1]` for a context that says each token twice, for `read_slots`."""
+    return torch.stack([-slots, -slots * signs[None, :, None]], dim=2).flatten(1, 2)
+
+
+def _signs_of_doubled(own: Tensor, context: Tensor) -> Tensor | None:
+    """The same where the tokens are those of the map's own context."""
+    keys = context[:, 0::2]
+    is_own = keys.shape[1:] == own.shape[1:] and bool((keys == own.to(keys)).all())
+    return signs_of_doubled(context) if is_own else None
 
 
 # Looking at a context's numbers may wait for the device: once per conditioning, not per step.
@@ -130,20 +133,23 @@ _doubled: WeakKeyDictionary[comfy.conds.CONDRegular, Tensor | None] = WeakKeyDic
 _told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
 
 
-class RegionMaps(comfy.conds.CONDRegular):
-    """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
+class _OfFrame(comfy.conds.CONDRegular):
+    """Measured in cells of a frame, the part of the pictures that this call draws."""
 
-    With an area they are cropped as ComfyUI crops `CONDNoiseShape`: only the crop's shape is
-    visible inside the model. Areas are measured in cells of the frame, the part of the pictures
-    that this call draws.
-    """
-
-    def __init__(self, cond: Sequence[Tensor], frame: Frame) -> None:
+    def __init__(self, cond: Any, frame: Frame) -> None:
         super().__init__(cond)
         self.frame = frame
 
-    def _copy_with(self, cond: Sequence[Tensor]) -> RegionMaps:
-        return RegionMaps(cond, self.frame)
+    def _copy_with(self, cond: Any) -> _OfFrame:
+        return type(self)(cond, self.frame)
+
+
+class RegionMaps(_OfFrame, comfy.conds.CONDList):
+    """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
+
+    With an area they are cropped as ComfyUI crops `CONDNoiseShape`: only the crop's shape is
+    visible inside the model.
+    """
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> RegionMaps:
         masks = [self.frame.of_masks(mask, batch_size) for mask in self.cond]
@@ -152,37 +158,12 @@ class RegionMaps(comfy.conds.CONDRegular):
             masks = [cropped(mask, size, area[:4]) for mask in masks]
         return RegionMaps(masks, self.frame)
 
-    def can_concat(self, other: RegionMaps) -> bool:
-        return self._shapes() == other._shapes()
 
-    def concat(self, others: Iterable[RegionMaps]) -> list[Tensor]:
-        parts = zip(self.cond, *(other.cond for other in others), strict=True)
-        return [torch.cat(masks) for masks in parts]
-
-    def size(self) -> list[int]:
-        return [sum(mask.numel() for mask in self.cond)]
-
-    def _shapes(self) -> list[torch.Size]:
-        return [mask.shape for mask in self.cond]
-
-
-class PlaceMap(comfy.conds.CONDRegular):
+class PlaceMap(_OfFrame):
     """The `Place` of each row, int32 `[rows, 9]` on the CPU.
 
     Inside the model nothing else tells which row is part of which picture and prompt.
     """
-
-    def __init__(self, cond: Tensor, frame: Frame) -> None:
-        super().__init__(cond)
-        self.frame = frame
-
-    @classmethod
-    def of_conditioning(cls, number: int, frame: Frame) -> PlaceMap:
-        """Before any batch is known: one row that says whose it is."""
-        return cls(torch.tensor([[number]], dtype=torch.int32), frame)
-
-    def _copy_with(self, cond: Tensor) -> PlaceMap:
-        return PlaceMap(cond, self.frame)
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> PlaceMap:
         frame, number = self.frame, int(self.cond[0, 0])
@@ -237,8 +218,9 @@ def with_slots(
     slots = model_conds.get(SLOTS_KEY)
     fits = None if slots is None or _is_zeroed(context) else slots.fitted(context)
     added: dict[str, Any] = {
-        SLOTS_KEY: CallSlots.empty(context.cond.shape[1]) if fits is None else fits,
-        PLACES_KEY: PlaceMap.of_conditioning(number, frame),
+        SLOTS_KEY: fits or CallSlots(torch.zeros(1, context.cond.shape[1], 1, dtype=torch.int32)),
+        # Before any batch is known: one row that says whose it is.
+        PLACES_KEY: PlaceMap(torch.tensor([[number]], dtype=torch.int32), frame),
     }
     if region_masks:
         added[REGIONS_KEY] = RegionMaps(region_masks, frame)
