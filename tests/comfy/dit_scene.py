@@ -57,26 +57,34 @@ class TransformerScene:
         return rows[0]
 
     def rows(self, text: str, noun: str) -> list[int]:
-        """The rows of the context in which the last token of a noun lies, one for each encoder that
-        has its own rows; told by decoding the prompt token by token."""
+        """The rows of the context in which the last token of a noun lies, one for each text encoder
+        with rows of its own."""
         tokens = self.clip.tokenize(text)
-        if self.family == "sd3":  # L and G share theirs, T5 comes behind them
-            return [self._last(tokens, "l", noun), 77 + self._last(tokens, "t5xxl", noun)]
-        key = "t5xxl" if "t5xxl" in tokens else next(iter(tokens))
-        return [self._last(tokens, key, noun) - self._template(tokens, key)]
+        rows = []
+        for key, index in self.token_places(text, noun):
+            behind_clip = 77 if self.family == "sd3" and key == "t5xxl" else 0
+            rows.append(index + behind_clip - self._template(tokens, key))
+        return rows
 
-    def decoded(self, text: str, row: int) -> str:
-        """The token that a row of the context is made of, in letters."""
+    def token_places(self, text: str, noun: str) -> list[tuple[str, int]]:
+        """Text encoder and number of the noun's last token there, told by decoding the prompt token
+        by token. Of SD3's `l` and `g`, which share their rows, `l` alone."""
         tokens = self.clip.tokenize(text)
-        key = "t5xxl" if "t5xxl" in tokens else next(iter(tokens))
+        return [(key, self._last(tokens, key, noun)) for key in self._keys(tokens)]
+
+    def token_at(self, text: str, place: tuple[str, int]) -> str:
+        """One token in letters."""
+        key, index = place
+        return self._decode(key, [int(self.clip.tokenize(text)[key][0][index][0])]).strip()
+
+    def _keys(self, tokens: Any) -> list[str]:
         if self.family == "sd3":
-            key, row = ("l", row) if row < 77 else ("t5xxl", row - 77)
-        index = row + self._template(tokens, key)
-        return self._decode(key, [tokens[key][0][index][0]]).strip()
+            return ["l", "t5xxl"]
+        return ["t5xxl"] if "t5xxl" in tokens else list(tokens)
 
     def _last(self, tokens: Any, key: str, noun: str) -> int:
         ids = [int(item[0]) for item in tokens[key][0]]
-        for index in range(len(ids)):
+        for index in range(self._template(tokens, key), len(ids)):
             before = self._decode(key, ids[: index + 1]).rstrip()
             if before.endswith(noun) and not before[: -len(noun)][-1:].isalnum():
                 return index

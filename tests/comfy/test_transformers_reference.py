@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import dit_scene
 import joint_value_table
+import pack
 import pytest
 import reference
 import torch
@@ -70,13 +74,13 @@ def test_text_value_in_its_own_place_changes_nothing(scene, prompts):
     assert relative_difference(scene.sample_naively(rows, *prompts), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("mode", ["per_head", "all_heads", "none"])
-def test_subject_is_seen(scene, prompts, mode):
-    rows = reference.positive_only(slots_of(scene, scene.subject(mode=mode)))
+def test_subject_is_seen(scene, prompts):
     plain = scene.sample(scene.model, *prompts, cfg=1.0)
-    found = scene.sample_naively(rows, *prompts, cfg=1.0)
-    assert torch.isfinite(found).all()
-    assert relative_difference(found, plain) > VISIBLE
+    for mode in ("per_head", "all_heads", "none"):
+        rows = reference.positive_only(slots_of(scene, scene.subject(mode=mode)))
+        found = scene.sample_naively(rows, *prompts, cfg=1.0)
+        assert torch.isfinite(found).all(), mode
+        assert relative_difference(found, plain) > VISIBLE, mode
 
 
 def test_settings_act(scene, prompts):
@@ -105,3 +109,116 @@ def test_settings_act(scene, prompts):
     ):
         plain = scene.sample(scene.model, *prompts, cfg=1.0)
         assert relative_difference(sampled(scene.subject(**nothing)), plain) < TOLERANCE
+
+
+@pytest.mark.parametrize("noun", ["woman", "black dog", "coffee shop"])
+def test_rows_are_those_of_the_nouns_last_token(scene, noun):
+    places = scene.token_places(PROMPT, noun)
+    rows = scene.rows(PROMPT, noun)
+    assert len(places) == (2 if scene.family == "sd3" else 1)
+    with _tokens_alone(scene.clip.cond_stage_model, scene.model.model.diffusion_model):
+        for (key, index), row in zip(places, rows, strict=True):
+            assert noun.endswith(scene.token_at(PROMPT, (key, index)))
+            tokens = scene.clip.tokenize(PROMPT)
+            before = scene.context(scene.clip.encode_from_tokens_scheduled(tokens))
+            token, *rest = tokens[key][0][index]
+            tokens[key][0][index] = (token + 1, *rest)
+            after = scene.context(scene.clip.encode_from_tokens_scheduled(tokens))
+            assert (after != before).any(dim=-1).nonzero().flatten().tolist() == [row]
+
+
+@contextlib.contextmanager
+def _tokens_alone(*modules):
+    """Text tokens do not see each other: a row is told by the token that alone can change it."""
+    output = re.compile(r"(self_attn\.(o|out)_proj|SelfAttention\.o)\.weight$")
+    kept = {}
+    for parameter in (p for m in modules for n, p in m.named_parameters() if output.search(n)):
+        kept[parameter] = parameter.data
+        parameter.data = torch.zeros_like(parameter.data)
+    try:
+        yield
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
+
+
+def _first_call_of_each_site(scene, table, prompts, **options):
+    """Plain output and the table's, `[rows, queries, inner]`, in the order of the sites."""
+    found = []
+    model = table.on(scene.model)
+    transformer = model.model_options["transformer_options"]
+    inner = transformer["optimized_attention_override"]
+
+    def compare(func, *args, **kwargs):
+        before = len(table.calls)
+        out = inner(func, *args, **kwargs)
+        if len(found) < len(scene.sites) and len(table.calls) > before:
+            found.append((func(*args, **kwargs), out))
+        return out
+
+    transformer["optimized_attention_override"] = compare
+    scene.sample(model, *prompts, cfg=1.0, **options)
+    return found
+
+
+def test_only_the_pictures_own_queries_see_a_subject(scene, prompts):
+    subject = scene.subject(token_weight=1e4)  # that no pixel overlooks the token
+    rows = reference.positive_only(slots_of(scene, subject), batch=2)
+    table = joint_value_table.JointValueTable(rows)
+    pixels = scene.frames * 5 * 4
+    pairs = _first_call_of_each_site(scene, table, prompts, batch=2)
+    assert len(pairs) == len(scene.sites)
+    for (plain, found), (_, picture, queries, keys) in zip(pairs, table.calls, strict=False):
+        assert plain.shape[1] == queries
+        assert len(picture) == pixels
+        moved = ((found - plain).norm(dim=-1) / plain.norm(dim=-1)) > 1e-4
+        assert moved[:, picture.start : picture.stop].all()
+        assert moved.sum() == 2 * pixels
+        if not scene.sites[0].endswith("cross"):
+            assert queries == keys
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen_image"])
+def test_reference_pictures_are_left_alone(family):
+    scene = dit_scene.shared_scene(family)
+    latent = torch.rand(scene.latents().shape, generator=torch.Generator().manual_seed(3))
+    prompts = [
+        pack.run_host(
+            "ReferenceLatent", "nodes_edit_model", conditioning=each, latent={"samples": latent}
+        )
+        for each in (scene.encode(PROMPT), scene.encode(NEGATIVE))
+    ]
+    rows = reference.positive_only(slots_of(scene, scene.subject(token_weight=1e4)))
+    table = joint_value_table.JointValueTable(rows)
+    for plain, found in _first_call_of_each_site(scene, table, prompts):
+        moved = (found - plain).abs().amax(dim=(0, 2)) > 1e-4
+        assert moved.nonzero().flatten().tolist() == list(table.calls[0][1])
+        assert len(moved) == scene.context(prompts[0]).shape[0] + 2 * 20
+
+
+def test_padding_of_the_prompt_stays_masked():
+    scene = dit_scene.shared_scene("qwen_image")
+    ((rows, extras),) = scene.encode(PROMPT)
+    mask = torch.ones(1, rows.shape[1])
+    mask[:, -4:] = 0
+    masked = [(rows, {**extras, "attention_mask": mask})]
+    negative = scene.encode(NEGATIVE)
+    expected = scene.sample(scene.model, masked, negative)
+    found = scene.sample_naively(lambda options, num_rows: [{}] * num_rows, masked, negative)
+    assert relative_difference(found, expected) < TOLERANCE
+    assert relative_difference(found, scene.sample(scene.model, [(rows, extras)], negative)) > 1e-3
+
+
+def test_another_attention_on_the_model_is_kept(scene, prompts):
+    foreign = scene.model.clone()
+    foreign.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda func, *args, **kwargs: func(*args, **kwargs).roll(1, dims=-1)
+    )
+    rows = reference.positive_only({})
+    expected = scene.sample(foreign, *prompts, cfg=1.0)
+    found = scene.sample_naively(rows, *prompts, model=foreign, cfg=1.0)
+    assert relative_difference(found, expected) < TOLERANCE
+    assert relative_difference(expected, scene.sample(scene.model, *prompts, cfg=1.0)) > VISIBLE
+    rows = reference.positive_only(slots_of(scene, scene.subject()))
+    found = scene.sample_naively(rows, *prompts, model=foreign, cfg=1.0)
+    assert relative_difference(found, expected) > VISIBLE
