@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 
 import dit_scene
 import joint_value_table
@@ -83,6 +84,22 @@ def test_subject_is_seen(scene, prompts):
         assert relative_difference(found, plain) > VISIBLE, mode
 
 
+def test_one_nested_token_without_a_norm_is_plain_value_replacement(scene, prompts):
+    subject = scene.subject(mode="none")
+    (token,) = subject.tokens[:1]
+
+    def its_value(site, q, text):
+        value = (subject.site_weights(site)[1] @ token).view(-1, 1, 1, q.shape[-1])
+        shared_by = len(q) // len(value)  # Lumina 2 has fewer heads of values than of queries
+        return value.expand(-1, shared_by, q.shape[1], -1).flatten(0, 1)
+
+    found, expected = (
+        scene.sample_naively(reference.positive_only(slots_of(scene, each)), *prompts, cfg=1.0)
+        for each in (replace(subject, tokens=token[None]), replace(subject, value=its_value))
+    )
+    assert relative_difference(found, expected) < TOLERANCE
+
+
 def test_settings_act(scene, prompts):
     def sampled(*subjects):
         slots = {}
@@ -142,23 +159,50 @@ def _tokens_alone(*modules):
             parameter.data = data
 
 
-def _first_call_of_each_site(scene, table, prompts, **options):
-    """Plain output and the table's, `[rows, queries, inner]`, in the order of the sites."""
-    found = []
+def _watched(scene, table, see):
+    """The table on the model, and `see(plain, found) -> output` of each of its calls."""
     model = table.on(scene.model)
     transformer = model.model_options["transformer_options"]
-    inner = transformer["optimized_attention_override"]
+    attend = transformer["optimized_attention_override"]
 
-    def compare(func, *args, **kwargs):
+    def watch(func, *args, **kwargs):
         before = len(table.calls)
-        out = inner(func, *args, **kwargs)
-        if len(found) < len(scene.sites) and len(table.calls) > before:
-            found.append((func(*args, **kwargs), out))
-        return out
+        found = attend(func, *args, **kwargs)
+        return see(func(*args, **kwargs), found) if len(table.calls) > before else found
 
-    transformer["optimized_attention_override"] = compare
-    scene.sample(model, *prompts, cfg=1.0, **options)
-    return found
+    transformer["optimized_attention_override"] = watch
+    return model
+
+
+def _first_call_of_each_site(scene, table, prompts, **options):
+    """Plain output and the table's, `[rows, queries, inner]`, in the order of the sites."""
+    pairs = []
+
+    def see(plain, found):
+        pairs.append((plain, found))
+        return found
+
+    scene.sample(_watched(scene, table, see), *prompts, cfg=1.0, **options)
+    return pairs[: len(scene.sites)]
+
+
+@pytest.mark.parametrize("pixel", [7, -1])
+def test_each_of_the_pictures_queries_is_its_patch_of_the_latents(scene, prompts, pixel):
+    table = joint_value_table.JointValueTable(reference.positive_only({}))
+
+    def disturb(plain, found):
+        site, picture, *_ = table.calls[-1]
+        if site == scene.sites[-1]:  # behind it nothing attends
+            found[:, picture[pixel]] += 1.0
+        return found
+
+    model = _watched(scene, table, disturb)
+    before = scene.sample(scene.model, *prompts, cfg=1.0, steps=1)
+    after = scene.sample(model, *prompts, cfg=1.0, steps=1)
+    moved = ((after - before).abs().amax(1) > 1e-3).reshape(scene.frames, 9, 7)
+    patches = torch.nn.functional.pad(moved, (0, 1, 0, 1)).unfold(1, 2, 2).unfold(2, 2, 2)
+    moved_patches = patches.flatten(3).any(-1).flatten()
+    assert moved_patches.nonzero().flatten().tolist() == [range(len(moved_patches))[pixel]]
 
 
 def test_only_the_pictures_own_queries_see_a_subject(scene, prompts):

@@ -91,9 +91,8 @@ class Family:
     """One family: ComfyUI's class, the layout of its blocks, the sizes of its text encoders.
 
     Attributes:
-        parts: for the text encoder, `(tensors in a checkpoint -> arguments of clip_target)` is
-            decided by what the files hold; these names of tensors stand for them.
-        pieces: whether the tokenizer comes in the checkpoint, and which kind.
+        parts: tensors by which ComfyUI sees which text encoders a checkpoint holds.
+        pieces: the tokenizer, where ComfyUI reads it from the checkpoint.
     """
 
     config: type
