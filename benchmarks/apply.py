@@ -21,7 +21,7 @@ _config = pack.module("nested_core.config")
 _encoder = pack.module("nested_core.encoder")
 _kv_cache = pack.module("nodes.bridge.model.kv_cache")
 _subject = pack.module("nested_core.subject")
-_family = pack.module("nodes.bridge.families.unet")
+_family = pack.module("nodes.bridge.families.registry")
 
 SDXL_LAYOUT = {
     "num_res_blocks": [2, 2, 2],

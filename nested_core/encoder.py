@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -35,11 +35,15 @@ class _Level(nn.ModuleDict):
     """One part of the sites' paths.
 
     A path may use a word that is a method of every module: Flux has sites `double.0`. `ModuleDict`
-    refuses such names, though nothing here looks a module up as an attribute.
+    refuses such names. Here the part of the path wins, for hosts look parameters up by their names.
     """
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         self._modules[key] = module
+
+    def __getattribute__(self, name: str) -> Any:
+        modules = super().__getattribute__("__dict__").get("_modules", {})
+        return modules[name] if name in modules else super().__getattribute__(name)
 
 
 class Encoder(nn.Module):

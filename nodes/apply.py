@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..nested_core.binding import Binding, check_tokens_differ
-from .bridge.families.unet import check_clip
+from .bridge.families.registry import check_clip, host_family_of
 from .bridge.model.patch import bind_model
 from .bridge.notices import own_id, tell
 from .bridge.shown import show_subjects, shows_pictures
@@ -91,7 +91,7 @@ class ApplyNestedAttention(io.ComfyNode):
             )
             return io.NodeOutput(model, clip)
         check_tokens_differ(connected)
-        check_clip(clip)
+        check_clip(clip, host_family_of(model))
         return io.NodeOutput(
             bind_model(model, connected, separation, own_id(cls)),
             bind_clip(clip, connected),

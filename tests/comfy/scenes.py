@@ -20,7 +20,7 @@ _config = pack.module("nested_core.config")
 _attention = pack.module("nested_core.attention")
 _encoder = pack.module("nested_core.encoder")
 _sites = pack.module("nested_core.families.unet_sites")
-_family = pack.module("nodes.bridge.families.unet")
+_family = pack.module("nodes.bridge.families.registry")
 
 
 def plain_prompt(text: str) -> str:

@@ -22,7 +22,7 @@ from two_subjects import TOLERANCE, VISIBLE
 checkpoint = pack.module("nested_core.checkpoint")
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
 site = pack.module("nested_core.call.site")
-site_call = pack.module("nodes.bridge.families.unet_site_call")
+model_call = pack.module("nodes.bridge.families.model_call")
 SubjectPerPicture = pack.module("nodes.subject").SubjectPerPicture
 
 PROMPT, PLAIN, POSITION = "a drawing of <anna>", "a drawing of woman", 4
@@ -187,7 +187,7 @@ class TestBackends:
         bias = [math.log(weight) for weight in subject.weights or (1.0, 1.0)]
         place = sdxl.sites[0]
         query = torch.randn(4, 4, self.PIXELS, 16, generator=torch.Generator().manual_seed(2)) * 3
-        found = site.values_of(active, place, query, site_call._host_attention)
+        found = site.values_of(active, place, query, model_call.host_attention)
         key, value = (
             each.double().unflatten(-1, (4, 16)).transpose(1, 2)
             for each in subject.encoder.project(place, subject.tokens[None])

@@ -109,7 +109,7 @@ def test_a_site_gives_the_same_output_in_both_hosts(trained) -> None:
     occurrence = plan.TokenOccurrence(active, torch.full((2,), position), rows)
     group = plan.RowGroup(rows, (0, 1), (occurrence,))
     planned = plan.CallPlan(2, words, subjects=(active,), groups=(group,))
-    call = site_call.SiteCall(planned, {}, pytest.fail)
+    call = site_call.SiteCall(planned, pytest.fail)
     subjects = _subjects(trained, subject, 2, position)
     for number, site in enumerate(trained.sites):
         inner, heads = trained.encoder.site_dims[site], 4

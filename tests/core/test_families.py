@@ -198,7 +198,9 @@ def test_an_unknown_family_is_refused(encoder_config: EncoderConfig, family: Any
 def test_an_encoder_of_an_unknown_family_is_not_built(
     encoder_config: EncoderConfig, few_site_dims: Mapping[AttentionSite, int]
 ):
-    with pytest.raises(CheckpointError, match=r"'flux9': unknown, expected one of unet, flux, .*, wan\. A newer"):
+    with pytest.raises(
+        CheckpointError, match=r"'flux9': unknown, expected one of unet, flux, .*, wan\. A newer"
+    ):
         Encoder(replace(encoder_config, family="flux9"), few_site_dims)
     assert family_named("unet") is UNET
 

@@ -97,9 +97,7 @@ def traced_apart() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def host_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def host_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """The attention backend that the user chose for ComfyUI, in full precision.
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.

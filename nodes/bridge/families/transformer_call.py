@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class TransformerCall(ModelCall):
     """
 
     family: TransformerFamily | None = None
-    grid: Grid = Grid(1, 1, 1)
+    grid: Grid = field(default_factory=lambda: Grid(1, 1, 1))
     num_text_keys: int = 0
     num_blocks: int = 1
     key_norms: Mapping[BlockSite, Callable[[Tensor], Tensor]] = field(default_factory=dict)
@@ -156,9 +156,7 @@ class TransformerCall(ModelCall):
         self.reached.add(site)
         query, key, value = attention.query, attention.key, attention.value
         num_rows, num_text = self.plan.num_rows, self.plan.num_text_tokens
-        pixels = self.family.pixel_queries(
-            query.shape[2], self.num_text_keys, self.grid.num_pixels
-        )
+        pixels = self.family.pixel_queries(query.shape[2], self.num_text_keys, self.grid.num_pixels)
         if len(query) != num_rows or len(key) != num_rows or pixels.stop > query.shape[2]:
             self.say(
                 "another node changed the shape of attention (rows, pixels) from "
@@ -253,9 +251,7 @@ class _Traced(partial[Tensor]):
     """What stands in the options of a compiled model, whichever call it is."""
 
 
-def put_up(
-    options: Mapping[str, Any], call: TransformerCall, marks_blocks: bool
-) -> dict[str, Any]:
+def put_up(options: Mapping[str, Any], call: TransformerCall, marks_blocks: bool) -> dict[str, Any]:
     """A copy of the options in which the subjects of this call act.
 
     Args:
@@ -274,13 +270,13 @@ def put_up(
 
 def put_up_compiled(options: Mapping[str, Any], call: TransformerCall) -> dict[str, Any]:
     """A copy of the options with an override that finds the call when it runs."""
-    function = torch.compiler.disable(_attend_now)
+    function = cast("Attend", torch.compiler.disable(_attend_now))
     return {**options, OVERRIDE: _Traced(function, options.get(OVERRIDE))}
 
 
 def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without anything of ours: some remember those of an earlier or a wider call."""
-    options = {key: each for key, each in options.items() if key != CALL_KEY}
+    options = dict(options)
     found = options.get(OVERRIDE)
     if isinstance(found, Override | _Traced):
         within = found.within if isinstance(found, Override) else found.args[0]
@@ -289,8 +285,7 @@ def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
     table = options.get("patches_replace", {}).get(_BLOCKS, {})
     if any(isinstance(each, BlockMark) for each in table.values()):
         kept = {
-            key: each.within if isinstance(each, BlockMark) else each
-            for key, each in table.items()
+            key: each.within if isinstance(each, BlockMark) else each for key, each in table.items()
         }
         kept = {key: each for key, each in kept.items() if each is not None}
         options["patches_replace"] = {**options["patches_replace"], _BLOCKS: kept}

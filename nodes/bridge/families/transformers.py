@@ -18,11 +18,12 @@ from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import WanModel
 from torch import Tensor
 
+from ....nested_core.call.plan import CallPlan
+from ....nested_core.call.sighting import Watch
 from ....nested_core.families import transformers as core
 from ....nested_core.families.block_sites import BlockSite
 from ....nested_core.families.family import Grid
 from ....nested_core.sites import Site
-from .model_call import ModelCall
 from .transformer_call import TransformerCall, put_up, put_up_compiled, take_down
 
 
@@ -78,23 +79,34 @@ class TransformerHost:
         """Inner width of each site's keys."""
         return {site: self.width(block) for site, block in self.blocks_of(model).items()}
 
-    def call(self, base_model: Any, x: Tensor, **common: Any) -> TransformerCall:
-        """What a call of the model needs to know; see `TransformerCall`.
+    def functions(self, model: Any) -> Iterator[Any]:
+        """See `HostFamily`."""
+        return (block.forward for block in self.blocks_of(model).values())
 
-        Args:
-            x: the latent, `[rows, channels, (frames,) height, width]`.
-        """
+    def call(
+        self,
+        base_model: Any,
+        x: Tensor,
+        options: Mapping[str, Any],
+        plan: CallPlan,
+        say: Callable[..., None],
+        reached: set[Site],
+        watch: Watch | None,
+    ) -> TransformerCall:
+        """See `HostFamily`."""
         model = original(base_model.diffusion_model)
         blocks = self.blocks_of(model)
         frames = x.shape[2] if x.ndim == 5 else 1
         (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]))
-        num_text = common["plan"].num_text_tokens
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
         return TransformerCall(
-            **common,
+            plan,
+            say,
+            reached,
+            watch,
             family=self.family,
             grid=grid,
-            num_text_keys=-(-num_text // multiple) * multiple,
+            num_text_keys=-(-plan.num_text_tokens // multiple) * multiple,
             num_blocks=len(blocks),
             key_norms={site: partial(self._normed, block) for site, block in blocks.items()},
         )
@@ -102,25 +114,21 @@ class TransformerHost:
     def _normed(self, block: Any, key: Tensor) -> Tensor:
         """Nested keys `[1, tokens, inner]` behind the model's norm of its text's keys."""
         norm = self.key_norm(block)
-        if not self.norms_heads:
+        weight = getattr(norm, "weight", None)  # SD3.0 has none
+        if weight is None or not self.norms_heads:
             return norm(key)
-        head_dim = norm.weight.shape[-1] if getattr(norm, "weight", None) is not None else None
-        if head_dim is None:
-            return norm(key)
-        return norm(key.unflatten(-1, (-1, head_dim))).flatten(-2)
+        return norm(key.unflatten(-1, (-1, weight.shape[-1]))).flatten(-2)
 
-    def put_up(self, options: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
-        """A copy of the options in which the subjects of this call act."""
-        assert isinstance(call, TransformerCall)
+    def put_up(self, options: Mapping[str, Any], call: TransformerCall) -> dict[str, Any]:
+        """See `HostFamily`."""
         return put_up(options, call, marks_blocks=not self.says_block)
 
-    def put_up_compiled(self, options: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
-        """The same for a compiled model."""
-        assert isinstance(call, TransformerCall)
+    def put_up_compiled(self, options: Mapping[str, Any], call: TransformerCall) -> dict[str, Any]:
+        """See `HostFamily`."""
         return put_up_compiled(options, call)
 
     def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options without anything of ours."""
+        """See `HostFamily`."""
         return take_down(options)
 
 
@@ -151,9 +159,7 @@ TRANSFORMERS = (
         "SD3 and SD3.5",
         (OpenAISignatureMMDITWrapper,),
         {"b": "joint_blocks"},
-        width=lambda block: (
-            block.context_block.attn.num_heads * block.context_block.attn.head_dim
-        ),
+        width=lambda block: block.context_block.attn.num_heads * block.context_block.attn.head_dim,
         key_norm=lambda block: block.context_block.attn.ln_k,
         tokenizers=_sets("l g t5xxl"),
         says_block=False,

@@ -1,45 +1,87 @@
-"""Which models and text encoders the method fits, and the attention sites of a model."""
+"""ComfyUI's UNets: which they are, and their cross-attention layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import comfy.supported_models
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
 
-from ....nested_core.encoder import Encoder
-from ....nested_core.errors import HostError
+from ....nested_core.call.plan import CallPlan
+from ....nested_core.call.sighting import Watch
 from ....nested_core.families.unet import UNET
 from ....nested_core.families.unet_sites import AttentionSite
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
-    from comfy.sd import CLIP
+from ....nested_core.sites import Site
+from ..names import name_of
+from .unet_patches import is_open, put_up, put_up_compiled, sites_beside, take_down
+from .unet_site_call import SiteCall
 
 # SSD-1B, Vega, KOALA and the inpaint and instruct variants are subclasses of these. SD2.x (another
 # tokenizer), SVD (time) and the upscaler are UNets too and are not.
-_FAMILIES = (
+_CONFIGS = (
     comfy.supported_models.SD15,
     comfy.supported_models.SDXL,
     comfy.supported_models.SDXLRefiner,
 )
-_SUPPORTED = (
-    "Nested Attention works with the UNets of the SD1.5 and SDXL families (also SSD-1B, Vega, "
-    "KOALA, the SDXL refiner and inpaint models)"
-)
 
 
-def site_dims(model: ModelPatcher) -> dict[AttentionSite, int]:
-    """Inner width (heads * head_dim) of each cross-attention layer of the model's UNet.
+class UNetHost:
+    """See `HostFamily`."""
 
-    Raises:
-        HostError: the model is not a UNet of a supported family; it is named.
-    """
-    return {
-        site: block.n_heads * block.d_head  # the layer itself may be another pack's
-        for site, block in blocks_of(_unet(model)).items()
-    }
+    family = UNET
+    label = (
+        "the UNets of SD1.5 and SDXL (also SSD-1B, Vega, KOALA, the SDXL refiner, inpaint models)"
+    )
+    tokenizers = (frozenset("l"), frozenset("g"), frozenset("lg"))
+
+    def fits(self, base_model: Any) -> bool:
+        config = getattr(base_model, "model_config", None)
+        unet = _original(getattr(base_model, "diffusion_model", None))
+        return isinstance(config, _CONFIGS) and isinstance(unet, UNetModel)
+
+    def site_dims(self, model: Any) -> dict[AttentionSite, int]:
+        """See `HostFamily`. The layer itself may be another pack's."""
+        return {site: block.n_heads * block.d_head for site, block in blocks_of(model).items()}
+
+    def functions(self, model: Any) -> Iterator[Any]:
+        for block in blocks_of(model).values():
+            yield from (block.forward, block.attn2.forward)
+
+    def call(
+        self,
+        base_model: Any,
+        x: Tensor,
+        options: Mapping[str, Any],
+        plan: CallPlan,
+        say: Callable[..., None],
+        reached: set[Site],
+        watch: Watch | None,
+    ) -> SiteCall:
+        """See `HostFamily`. Says which layers another pack has replaced by something closed."""
+        blocks = blocks_of(base_model.diffusion_model)
+        layers = {site: block.attn2 for site, block in blocks.items() if is_open(block.attn2)}
+        for site in blocks.keys() - layers.keys() if plan.groups else ():
+            say(
+                f"the attention layer {site.text} was replaced by {name_of(blocks[site].attn2)}, "
+                "in which no subject can act. Remove the node that does so, or keep it from that "
+                "layer.",
+                kind="replaced",
+            )
+        foreign = options.get("patches_replace", {}).get("attn2", {})
+        beside = sites_beside(layers, foreign)
+        return SiteCall(plan, say, reached, watch, False, foreign, layers, beside)
+
+    def put_up(self, options: Mapping[str, Any], call: SiteCall) -> dict[str, Any]:
+        return put_up(options, call)
+
+    def put_up_compiled(self, options: Mapping[str, Any], call: SiteCall) -> dict[str, Any]:
+        return put_up_compiled(options, call)
+
+    def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return take_down(options)
 
 
 def blocks_of(unet: Any) -> dict[AttentionSite, Any]:
@@ -77,47 +119,4 @@ def _transformer_blocks(level: Any) -> list[Any]:
     return [block for block in blocks if getattr(block, "attn2", None) is not None]
 
 
-def _unet(model: ModelPatcher) -> UNetModel:
-    config = getattr(model.model, "model_config", None)
-    unet = _original(getattr(model.model, "diffusion_model", None))
-    if not isinstance(config, _FAMILIES) or not isinstance(unet, UNetModel):
-        kind = type(config).__name__ if config is not None else type(model.model).__name__
-        raise HostError(
-            f"Apply Nested Attention: this MODEL is '{kind}'. {_SUPPORTED}. "
-            "Connect such a checkpoint."
-        )
-    return unet
-
-
-def check_encoder_fits(encoder: Encoder, dims: dict[AttentionSite, int]) -> None:
-    """Raises HostError unless the encoder's sites are exactly the model's, with the same widths."""
-    if encoder.site_dims == dims:
-        return
-    if encoder.site_dims.keys() != dims.keys():
-        listed = encoder.family.describe_sites(encoder.site_dims), UNET.describe_sites(dims)
-        found, expected = (
-            f"{len(sites)} attention sites ({listing})"
-            for sites, listing in zip((encoder.site_dims, dims), listed, strict=True)
-        )
-    else:
-        site = next(site for site in dims if encoder.site_dims[site] != dims[site])
-        found, expected = (
-            f"width {sites[site]} at site {site.text}" for sites in (encoder.site_dims, dims)
-        )
-    raise HostError(
-        f"Apply Nested Attention: encoder '{encoder.name}' (made for '{encoder.config.base}') has "
-        f"{found}, but this MODEL has {expected}. Connect the kind of checkpoint that the encoder "
-        "was trained for, or load an encoder for this one."
-    )
-
-
-def check_clip(clip: CLIP) -> None:
-    """Raises HostError unless the text encoder is CLIP-L, CLIP-G or both."""
-    keys = set(clip.tokenize("")) if clip is not None else set()
-    if not keys or not keys <= set(UNET.tokenizers):
-        tokenizers = ", ".join(sorted(keys)) or "none"
-        raise HostError(
-            f"Apply Nested Attention: this CLIP has the tokenizers '{tokenizers}', expected 'l' (SD1.5), "
-            "'g' (SDXL refiner) or both (SDXL). Connect the CLIP output of the checkpoint that the "
-            "MODEL comes from."
-        )
+UNET_HOST = UNetHost()

@@ -13,9 +13,7 @@ site at all times, and computes the host's own where nobody acts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -23,31 +21,12 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ....nested_core.call.plan import CallPlan
 from ....nested_core.families.unet_sites import AttentionSite
-from ..wrappers import without_innermost
+from .model_call import CALL_KEY, Standing, current_call
 from .unet_site_call import Asked, Patch, SiteCall, patch_at
 
-# Where the options say which call it is, for whoever looks on.
-CALL_KEY = "nested_attention"
 
-# For compiled UNets, whose trace may hold no call; and so that a call within one is noticed.
-current_call: ContextVar[SiteCall | None] = ContextVar("nested_attention_call", default=None)
-
-
-class _Standing:
-    """Anything of ours in the options, told from what is other packs'."""
-
-    def __init__(self, call: SiteCall) -> None:
-        self.call = call
-
-    @property
-    def acting(self) -> SiteCall:
-        """The call that is under way: some packs keep the options of an earlier one and use them."""
-        return (current_call.get() or self.call) if self.call.is_over else self.call
-
-
-class SitePatch(_Standing):
+class SitePatch(Standing):
     """A replace-patch of one site in one call."""
 
     def __init__(self, call: SiteCall, site: AttentionSite, within: Patch | None) -> None:
@@ -60,14 +39,14 @@ class SitePatch(_Standing):
         return self.acting.added_to(self.call.base(asked), asked)
 
 
-class LayerInput(_Standing):
+class LayerInput(Standing):
     """Behind all patches of a layer's inputs: remembers what the layer is about to be given."""
 
     def __call__(self, hidden: Tensor, context: Tensor, value: Tensor, options: Any) -> Any:
         return _remember(self.acting, hidden, context, value, options)
 
 
-class LayerOutput(_Standing):
+class LayerOutput(Standing):
     """Before all patches of a layer's output: adds what the subjects do to it."""
 
     def __call__(self, output: Tensor, options: Any) -> Tensor:
@@ -149,8 +128,7 @@ def _with_layers(options: Mapping[str, Any], given: Any, done: Any) -> dict[str,
 
 def take_down(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without anything of ours: some remember those of an earlier or a wider call."""
-    options = {key: each for key, each in options.items() if key != CALL_KEY}
-    options = without_innermost(options, CALL_KEY)
+    options = dict(options)
     table = options.get("patches_replace", {}).get("attn2", {})
     if any(_is_ours(each) for each in table.values()):
         kept = {key: _without_ours(each) for key, each in table.items()}
@@ -178,7 +156,7 @@ def _without_ours(patch: Patch) -> Patch | None:
 
 
 def _is_ours(patch: Any) -> bool:
-    if isinstance(patch, _Standing):
+    if isinstance(patch, Standing):
         return True
     # Only where something was compiled already: asking for them loads the compiler.
     return bool(_traced.cache_info().currsize) and any(patch is each for each in _traced())
@@ -232,7 +210,8 @@ def _add_now(output: Tensor, options: Any) -> Tensor:
 
 def _now() -> SiteCall:
     """Nobody acts where a pack has kept these functions and calls them by itself."""
-    return current_call.get() or SiteCall(CallPlan(), {}, say=lambda *_, **__: None)
+    call = current_call.get()
+    return call if isinstance(call, SiteCall) else SiteCall()
 
 
 def is_hosts_own(layer: Any) -> bool:
@@ -250,31 +229,3 @@ def is_hosts_own(layer: Any) -> bool:
 
 def _file_of(function: Any) -> str | None:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
-
-
-@contextmanager
-def resting(call: SiteCall | None) -> Iterator[None]:
-    """Nothing of this call acts meanwhile, wherever somebody kept it."""
-    if call is None or call.is_over:
-        yield
-        return
-    call.is_over = True
-    try:
-        yield
-    finally:
-        call.is_over = False
-
-
-@contextmanager
-def traced_apart() -> Iterator[None]:
-    """Keeps the traces of a bound and a plain model apart, which are compiled from the same code.
-
-    TorchCompileModel has the compiler ignore what is in the options, where all our differences are.
-    This harmless setting of PyTorch is one that every trace does check.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(not before)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)

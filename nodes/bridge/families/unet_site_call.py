@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import comfy.ldm.modules.attention
-import torch
 from torch import Tensor
 
 from ....nested_core.attention import split_heads
-from ....nested_core.call.plan import CallPlan, Rows
-from ....nested_core.call.sighting import Watch
+from ....nested_core.call.plan import Rows
 from ....nested_core.call.site import Pixels, SiteInputs, site_deltas
 from ....nested_core.families.family import Grid
 from ....nested_core.families.unet import UNET
 from ....nested_core.families.unet_sites import AttentionSite
-from ....nested_core.sites import Site
+from .model_call import ModelCall, host_attention
 
 Patch: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
@@ -44,39 +42,21 @@ def patch_at(foreign: Mapping[Any, Patch], site: AttentionSite | None) -> Patch 
 
 
 @dataclass(eq=False)
-class SiteCall:
+class SiteCall(ModelCall):
     """What the attention layers need to know during one call of the UNet.
 
     Attributes:
-        plan: who acts. Finished; the rest is what this call meets on its way.
         foreign: other packs' patches, by site.
-        say: tells the user a sentence, once for each kind in a sampling.
         layers: the attention modules, whose own settings stand in for options that are missing.
         beside: the sites whose layers run a forward of their own.
-        reached: the sites that were run, added to by this call.
-        watch: told of what each site has shown; None if nobody wants to know.
         given: what a layer with a forward of its own was given, until its output comes: site,
             pixels, keys' text, values'.
-        is_over: what is left of this call in somebody's memory acts no more.
     """
 
-    plan: CallPlan
-    foreign: Mapping[tuple[Any, ...], Patch]
-    say: Callable[..., None]
+    foreign: Mapping[Any, Patch] = field(default_factory=dict)
     layers: Mapping[AttentionSite, Any] = field(default_factory=dict)
     beside: frozenset[AttentionSite] = frozenset()
-    reached: set[Site] = field(default_factory=set[Site])
-    watch: Watch | None = None
     given: tuple[AttentionSite, Tensor, Tensor, Tensor] | None = None
-    is_over: bool = False
-
-    def acts_at(self, site: AttentionSite) -> bool:
-        """Whether some subject is to act there."""
-        return site in self.plan.sites
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SiteCall:
-        # It is a moment, of which there is one: packs copy options with all that is in them.
-        return self
 
     def attend(self, asked: Asked) -> Tensor:
         """The host's own output of this site, with the subjects in place of their tokens' values."""
@@ -107,7 +87,7 @@ class SiteCall:
         inputs = SiteInputs(
             split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
         )
-        return site_deltas(self.plan, site, inputs, pixels, _host_attention, self.watch)
+        return site_deltas(self.plan, site, inputs, pixels, host_attention, self.watch)
 
     def base(self, asked: Asked) -> Tensor:
         """Whatever the host and other packs' patches compute here; called once."""
@@ -159,28 +139,3 @@ class SiteCall:
                 kind="tiles",
             )
         return Pixels(shown, None)
-
-
-def _host_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """The attention backend that the user chose for ComfyUI, in full precision.
-
-    Without transformer options: a foreign override of the model's attentions is not meant for ours.
-    """
-    attention = comfy.ldm.modules.attention
-    backend = attention.optimized_attention
-    if bias is not None and backend is attention.attention_flash:
-        # It takes no bias: it would warn at every call, and compute the same as this.
-        backend = attention.attention_pytorch
-    return backend(
-        query,
-        key,
-        value,
-        query.shape[1],
-        mask=bias,
-        attn_precision=torch.float32,
-        skip_reshape=True,
-        skip_output_reshape=True,
-        low_precision_attention=False,
-    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from ....nested_core.call.arrival import Arrival
 from ....nested_core.call.content import Cut, where_cut
 from ....nested_core.call.places import Place, cropped
-from ..families.unet_site_call import SiteCall
+from ..families.model_call import ModelCall
 from ..names import is_hosts
 from ..wrappers import wrappers_of
 
@@ -31,7 +31,7 @@ class PlannedRun:
         arrival: what is known of these rows.
     """
 
-    call: SiteCall
+    call: ModelCall
     base_model: Any
     latent: Tensor
     noise_level: Tensor

@@ -18,15 +18,16 @@ from ....nested_core.binding import Binding, merge_bindings
 from ....nested_core.call.rules import Rules
 from ....nested_core.errors import HostError
 from ....nested_core.region import cropped_to
-from ..families.unet import check_encoder_fits, site_dims
+from ..families.host_family import HostFamily
+from ..families.registry import check_encoder_fits, host_family_of
 from ..notices import Notices
 from ..text.conditioning import bound_ids
+from .calls import ModelCalls
 from .kv_cache import keys_and_values
 from .recording import recorders_of
 from .report import Report
 from .sampling import SAMPLING_KEY, Sampling
 from .surroundings import in_front_of_strangers
-from .unet_call import UNetCalls
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -51,15 +52,16 @@ def bind_model(
         HostError: the model is of no supported family, or an encoder was made for another one.
         SiteError: a binding's selector names no site of this model.
     """
-    dims = site_dims(model)
+    host = host_family_of(model)
+    dims = host.site_dims(model.model.diffusion_model)
     for binding in bindings:
-        check_encoder_fits(binding.subject.encoder, dims)
+        check_encoder_fits(binding.subject.encoder, host, dims)
     earlier = bound_model_of(model)
     if earlier is not None:
         bindings = merge_bindings(earlier.rules.bindings, bindings)
         separation = max(separation, earlier.rules.separation)
     sites = {binding.id: binding.sites.select(dims) for binding in bindings}
-    bound = BoundModel(Rules(tuple(bindings), sites, separation), node)
+    bound = BoundModel(Rules(tuple(bindings), sites, separation), host, node)
     clone = model.clone()
     clone.set_attachments(KEY, bound)
     for kind, wrapper in bound.wrappers.items():
@@ -94,9 +96,9 @@ def bound_model_of(model: ModelPatcher) -> BoundModel | None:
 class BoundModel:
     """The bindings of one Apply, and what ComfyUI calls around sampling. Never changed afterwards."""
 
-    def __init__(self, rules: Rules, node: str | None) -> None:
+    def __init__(self, rules: Rules, host: HostFamily, node: str | None) -> None:
         self.rules, self._node = rules, node
-        self._calls = UNetCalls(rules)
+        self._calls = ModelCalls(rules, host)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BoundModel:
         return self  # as of the calls

@@ -1,4 +1,4 @@
-"""Who acts in one call of the UNet: from what was sent and what arrives to the plan of its sites."""
+"""Who acts in one call of the model: from what was sent and what arrives to the plan of its sites."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from ....nested_core.call.places import Frame
 from ....nested_core.call.plan import CallPlan
 from ....nested_core.call.planning import plan_call
 from ....nested_core.call.rules import Moment, Rules
-from ..families.unet import blocks_of
-from ..families.unet_patches import is_open, sites_beside
-from ..families.unet_site_call import SiteCall
-from ..names import name_of
+from ..families.host_family import HostFamily
+from ..families.model_call import ModelCall
 from ..text.conditioning import SLOTS_KEY, slot_map_of, with_slots
 from .sampling import Sampling
 from .surroundings import names_around
@@ -35,10 +33,10 @@ Conditionings = list[list[dict[str, Any]] | None]
 
 
 class Planning:
-    """The bindings of one model, and what they mean for a call of its UNet. Never changed afterwards."""
+    """The bindings of one model, and what they mean for a call of it. Never changed afterwards."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+    def __init__(self, rules: Rules, host: HostFamily) -> None:
+        self._rules, self._host = rules, host
 
     def send(
         self,
@@ -104,31 +102,21 @@ class Planning:
         arrival: Arrival | None,
         options: Mapping[str, Any],
         sampling: Sampling,
-    ) -> SiteCall:
+    ) -> ModelCall:
         """The plan of one call; without rows that a subject acts in, nothing is planned."""
-        blocks = blocks_of(base_model.diffusion_model)
-        layers = {site: block.attn2 for site, block in blocks.items() if is_open(block.attn2)}
-        foreign = options.get("patches_replace", {}).get("attn2", {})
         plan, watch = CallPlan(), None
         if arrival is not None and is_bound(arrival):
-            for site in blocks.keys() - layers.keys():
-                sampling.notices.say(
-                    f"the attention layer {site.text} was replaced by {name_of(blocks[site].attn2)}, "
-                    "in which no subject can act. Remove the node that does so, or keep it from that "
-                    "layer.",
-                    kind="replaced",
-                )
             moment = self._moment(sampling, t, options, base_model.model_sampling)
             loaded = _loaded_keys_values(base_model)
             plan = plan_call(self._rules, x, arrival, moment, loaded, sampling.maps)
-            if plan.groups:
-                watch = sampling.watch(moment.noise_level, arrival.places)
-                sampling.planned.update(each.binding.id for each in plan.subjects)
-                if not sampling.surroundings:
-                    sampling.surroundings.update(names_around(base_model, blocks.values(), options))
-        beside = sites_beside(layers, foreign)
-        say = sampling.notices.say
-        return SiteCall(plan, foreign, say, layers, beside, sampling.reached, watch)
+        if arrival is not None and plan.groups:
+            watch = sampling.watch(moment.noise_level, arrival.places)
+            sampling.planned.update(each.binding.id for each in plan.subjects)
+            if not sampling.surroundings:
+                inside = self._host.functions(base_model.diffusion_model)
+                sampling.surroundings.update(names_around(base_model, inside, options))
+        say, reached = sampling.notices.say, sampling.reached
+        return self._host.call(base_model, x, options, plan, say, reached, watch)
 
     def _moment(
         self, sampling: Sampling, t: Tensor, options: Mapping[str, Any], model_sampling: Any

@@ -29,7 +29,7 @@ from ....nested_core.maps import (
 )
 from ....nested_core.maps.canvas import to_image
 from ....nested_core.sites import Site
-from ..families.unet import site_dims
+from ..families.registry import site_dims
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -16,20 +16,23 @@ FUNCTION_WRAPPER = "model_function_wrapper"  # ComfyUI's name
 
 
 def names_around(
-    base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]
+    base_model: Any, inside: Iterable[Any], options: Mapping[str, Any]
 ) -> frozenset[str]:
-    """The functions that are not ComfyUI's own: wrappers, and forwards that stand in for a class's."""
-    functions = _functions(base_model, blocks, options)
+    """The functions that are not ComfyUI's own: wrappers, and forwards that stand in for a class's.
+
+    Args:
+        inside: the forwards of what the model is made of.
+    """
+    functions = _functions(base_model, inside, options)
     return frozenset(name_of(each) for each in functions if is_foreign(each))
 
 
-def _functions(base_model: Any, blocks: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:
+def _functions(base_model: Any, inside: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Any]:
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
         yield from chain(*wrappers_of(options, kind).values())
     unet = base_model.diffusion_model
     yield from (unet.forward, getattr(unet, "_forward", unet.forward))
-    for block in blocks:
-        yield from (block.forward, block.attn2.forward)
+    yield from inside
 
 
 def function_around(

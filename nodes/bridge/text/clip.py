@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, TypeAlias, cast
 
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ....nested_core.binding import Binding, merge_bindings
 from ....nested_core.diagnosis import PromptText
-from ....nested_core.families.unet import UNET
+from ....nested_core.families import DEFAULT_FAMILY, FAMILIES
 from ....nested_core.prompt import MarkedPrompt, MarkedToken, mark_prompt, mark_tokens
 from ..names import name_of
 from ..notices import current_node, tell
 from .conditioning import SLOTS_KEY, SlotMap, doubled, signs_of_doubled
 from .delivery import note_encoded, note_texts, note_written
 from .prompt_start import texts_in, with_starts
+from .rows import marked_rows, num_text_rows
 
 Tokens: TypeAlias = dict[str, list[list[tuple[Any, ...]]]]
 
@@ -132,41 +133,16 @@ class _BoundCLIP(CLIP):
         """Which rows of the context are bound; where two tokenizers mark one differently, the later wins."""
         length = max((sum(map(len, chunks)) for chunks in tokens.values()), default=0)
         signs = signs_of_doubled(context) if context.shape[1] == 2 * length else None
-        slots = torch.zeros(context.shape[1] if signs is None else length, dtype=torch.int32)
-        for encoder, width in self._embedding_widths().items():
-            for row, binding_id in _marks(tokens.get(encoder, []), width):
-                if row < len(slots):
-                    slots[row] = binding_id
+        num_rows = num_text_rows(tokens, context.shape[1] if signs is None else length)
+        slots = torch.zeros(num_rows, dtype=torch.int32)
+        for row, binding_id in marked_rows(tokens, self.cond_stage_model, num_rows):
+            slots[row] = binding_id
         found = set(slots.tolist())
         names = {each.id: each.token for each in self.nested_bindings if each.id in found}
         as_map = slots[None, :, None]
         if signs is not None:
             as_map = doubled(as_map, signs)
         return SlotMap(as_map, names, context) if bool(slots.any()) else None
-
-    def _embedding_widths(self) -> dict[str, int]:
-        """Of the text models that are there: the refiner is given tokens of L and has none."""
-        names = UNET.tokenizers
-        models = {name: getattr(self.cond_stage_model, f"clip_{name}", None) for name in names}
-        return {
-            name: model.transformer.get_input_embeddings().weight.shape[-1]
-            for name, model in models.items()
-            if model is not None
-        }
-
-
-def _marks(chunks: Sequence[Any], embedding_width: int) -> Iterator[tuple[int, int]]:
-    """Context row and binding id of every mark. Chunks follow each other in the context."""
-    chunk_start = 0
-    for chunk in chunks:
-        dropped = 0
-        for position, (token, *_) in enumerate(chunk):
-            if isinstance(token, MarkedToken):
-                yield chunk_start + position - dropped, token.binding_id
-            # ComfyUI leaves out an embedding of another model's width; what follows moves up.
-            elif isinstance(token, Tensor) and token.shape[-1] != embedding_width:
-                dropped += 1
-        chunk_start += len(chunk)
 
 
 def _marked_ids(tokens: Tokens) -> set[int]:
@@ -195,6 +171,8 @@ class _MarkingTokenizer:
 
     def __init__(self, host: SDTokenizer, ends: Mapping[str, int], name: str) -> None:
         self._host, self._ends, self._name = host, ends, name
+        families = [each for each in FAMILIES.values() if name in each.tokenizers]
+        self._family = families[0] if families else DEFAULT_FAMILY
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": mark_tokens(text, self._ends, self._ids, self._lengths)}
@@ -209,7 +187,7 @@ class _MarkingTokenizer:
         special = (self._host.start_token, self._host.end_token)
         vocabulary = self._host.inv_vocab
         return [
-            0 if each in special else UNET.num_characters(self._name, vocabulary[each])
+            0 if each in special else self._family.num_characters(self._name, vocabulary[each])
             for each in ids
         ]
 

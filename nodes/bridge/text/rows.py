@@ -16,7 +16,7 @@ from ....nested_core.prompt import MarkedToken
 
 _CLIPS = ("l", "g")
 # Whose adapter writes the text anew, one row for each token of this tokenizer, from the first row on.
-_ADAPTED = {frozenset(("qwen3_06b", "t5xxl")): "t5xxl"}
+_ADAPTED: Mapping[frozenset[str], str] = {frozenset(("qwen3_06b", "t5xxl")): "t5xxl"}
 
 Chunks = Sequence[Sequence[tuple[Any, ...]]]
 

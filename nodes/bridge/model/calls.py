@@ -1,4 +1,4 @@
-"""From conditionings to one call of the UNet, and back: who acts in which row, and for how long."""
+"""From conditionings to one call of the model, and back: who acts in which row, and for how long."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ....nested_core.call.rules import Rules
-from ..families.unet_patches import (
-    CALL_KEY,
-    current_call,
-    put_up,
-    put_up_compiled,
-    resting,
-    take_down,
-    traced_apart,
-)
-from ..families.unet_site_call import SiteCall
+from ..families.host_family import HostFamily
+from ..families.model_call import CALL_KEY, ModelCall, current_call, resting, traced_apart
 from ..text.conditioning import facts_in, slot_map_of, without_facts
-from ..wrappers import with_innermost
+from ..wrappers import with_innermost, without_innermost
 from .compiling import is_compiled
 from .inside import PlannedRun, is_wrapped
 from .planning import Conditionings, Planning, is_bound
@@ -32,13 +24,13 @@ from .surroundings import FUNCTION_WRAPPER, function_around, has_strangers
 _NAMED = ("c_concat", "c_crossattn", "control", "transformer_options")
 
 
-class UNetCalls:
-    """What ComfyUI calls around each run of the UNet. Never changed afterwards."""
+class ModelCalls:
+    """What ComfyUI calls around each run of the model. Never changed afterwards."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._planning = Planning(rules)
+    def __init__(self, rules: Rules, host: HostFamily) -> None:
+        self._planning, self._host = Planning(rules, host), host
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> UNetCalls:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelCalls:
         return self  # packs copy options with all the wrappers in them, and subjects behind those
 
     def predict_noise(
@@ -96,7 +88,7 @@ class UNetCalls:
         it calls the UNet after all, these are taken down again and planned for what arrives there.
         """
         conditions, latent = dict(arguments["c"]), arguments["input"]
-        options = take_down(conditions.get("transformer_options") or {})
+        options = self._take_down(conditions.get("transformer_options") or {})
         # Of several devices, the one that runs.
         base_model = getattr(apply_model, "__self__", model)
         context = conditions.get("c_crossattn")
@@ -125,7 +117,7 @@ class UNetCalls:
         arguments = _arguments(*args, **kwargs)
         x, t, conditions = arguments["input"], arguments["timestep"], arguments["c"]
         context, base_model = conditions["c_crossattn"], executor.class_obj
-        options = take_down(conditions["transformer_options"])
+        options = self._take_down(conditions["transformer_options"])
         sampling = options.pop(SAMPLING_KEY, None) or Sampling.unknown()
         arrival = self._planning.arrival(sampling, x, context, facts_in(conditions))
 
@@ -141,21 +133,26 @@ class UNetCalls:
             call = self._planning.call(base_model, x, t, arrival, options, sampling)
             if compiled:
                 with traced_apart():
-                    return _run(call, partial(run, put_up_compiled(options, call)))
+                    return _run(call, partial(run, self._host.put_up_compiled(options, call)))
             if not call.plan.groups or arrival is None:
                 return run(options)
             if is_wrapped(base_model, options):
                 planned = PlannedRun(call, base_model, x, t, context, arrival)
                 options = self._put_up(options, planned, sampling)
             else:
-                options = put_up(options, call)
+                options = self._host.put_up(options, call)
             return _run(call, partial(run, options))
+
+    def _take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options without anything of ours."""
+        options = {key: each for key, each in options.items() if key != CALL_KEY}
+        return self._host.take_down(without_innermost(options, CALL_KEY))
 
     def _put_up(
         self, options: Mapping[str, Any], planned: PlannedRun, sampling: Sampling
     ) -> dict[str, Any]:
         """Where somebody stands between here and the UNet itself."""
-        result = put_up(options, planned.call)
+        result = self._host.put_up(options, planned.call)
         return with_innermost(result, CALL_KEY, partial(self._innermost, planned, sampling))
 
     def _innermost(
@@ -166,24 +163,38 @@ class UNetCalls:
         x: Tensor,
         timesteps: Tensor,
         context: Tensor | None = None,
-        y: Tensor | None = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Behind everything that other packs have put around the UNet: plans anew what they changed."""
-        run = partial(executor, x, timesteps, context, y, control)
-        options = transformer_options or {}
+        """Behind everything that other packs have put around the model: plans anew what they changed."""
+        run = partial(executor, x, timesteps, context)
         arrival = planned.arrival if planned.call.is_over else planned.arrival_of(x, context)
         if arrival is planned.arrival:
-            return run(options, **kwargs)
+            return run(*args, **kwargs)
         self._planning.say_lost(arrival, len(x), sampling)
-        options = take_down(options)
+        options = self._take_down(_options_in(args, kwargs))
         with resting(planned.call):
             call = self._planning.call(
                 planned.base_model, x, planned.noise_level, arrival, options, sampling
             )
-            return _run(call, partial(run, put_up(options, call), **kwargs))
+            args, kwargs = _with_options(args, kwargs, self._host.put_up(options, call))
+            return _run(call, partial(run, *args, **kwargs))
+
+
+def _options_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """ComfyUI's options among what a model is called with: by name, or behind all other mappings."""
+    found = [each for each in args if isinstance(each, Mapping)]
+    return kwargs.get("transformer_options") or (found[-1] if found else {})
+
+
+def _with_options(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with these options in the others' place."""
+    found = [number for number, each in enumerate(args) if isinstance(each, Mapping)]
+    if "transformer_options" in kwargs or not found:
+        return args, {**kwargs, "transformer_options": options}
+    return (*args[: found[-1]], options, *args[found[-1] + 1 :]), dict(kwargs)
 
 
 def _arguments(
@@ -208,7 +219,7 @@ def _go_on(executor: Callable[..., Tensor], _: None, arguments: Mapping[str, Any
     return executor(arguments["input"], arguments["timestep"], *named, **conditions)
 
 
-def _run(call: SiteCall, function: Callable[[], Tensor]) -> Tensor:
+def _run(call: ModelCall, function: Callable[[], Tensor]) -> Tensor:
     """The function's result, the call being known while it runs and over when it ends."""
     before = current_call.set(call)
     try:
