@@ -10,7 +10,7 @@ from ..subject import Subject
 from .choices import SETTINGS, Choices, parse_choices
 from .description import describe
 from .detection import FileKind, kind_of, wrong_kind
-from .native import load_native, save_native
+from .native import load_native, save_encoder
 from .official import load_official
 from .safetensors_file import read_header
 from .shards import open_source, source_files
@@ -63,15 +63,6 @@ def load_encoder(path: Path, choices: Choices | None = None) -> Encoder:
     if kind == "official-encoder":
         return load_official(source, choices or {})
     raise wrong_kind(source, "an encoder file")
-
-
-def save_encoder(encoder: Encoder, path: Path) -> None:
-    """Writes an encoder in the native format and its own precision, replacing `path` when complete.
-
-    Raises:
-        CheckpointError: weights that no encoder file may hold, or the disk refuses.
-    """
-    save_native(encoder, path)
 
 
 def load_subject(path: Path, encoder: Encoder) -> Subject:

@@ -100,7 +100,9 @@ def choose(config: EncoderConfig, choices: Choices, where: str) -> EncoderConfig
 def _with_heads(
     where: str, sizes: ResamplerConfig, inner_dim: int, choices: Choices
 ) -> ResamplerConfig:
-    if "resampler.dim_head" not in choices and "resampler.heads" not in choices:
+    names = ("resampler.heads", "resampler.dim_head")
+    chosen = [f"{name} {choices[name]}" for name in names if name in choices]
+    if not chosen:
         return sizes
     if "resampler.heads" not in choices:
         sizes = replace(sizes, heads=max(inner_dim // sizes.dim_head, 1))
@@ -108,16 +110,11 @@ def _with_heads(
         sizes = replace(sizes, dim_head=max(inner_dim // sizes.heads, 1))
     if sizes.heads * sizes.dim_head != inner_dim:
         raise CheckpointError(
-            f"{where}: {_described(choices)} does not fit: the resampler's attention has the width "
+            f"{where}: {' and '.join(chosen)} does not fit: the resampler's attention has the width "
             f"{inner_dim}, which must be resampler.heads times resampler.dim_head. Choose a divisor "
             "of it."
         )
     return sizes
-
-
-def _described(choices: Choices) -> str:
-    names = ("resampler.heads", "resampler.dim_head")
-    return " and ".join(f"{name} {choices[name]}" for name in names if name in choices)
 
 
 def _setting(name: str) -> Setting:

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 from .shards import Source
 
+Difference = Callable[[str, str], float]
 
-class Comparison:
-    """Differences between a source's tensors, two of them in memory at a time."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._known: dict[tuple[str, str], float] = {}
+def differences(source: Source) -> Difference:
+    """The largest absolute difference of two keys' tensors; infinite where the shapes differ.
 
-    def is_same(self, one: str, other: str) -> bool:
-        """Whether the tensors of two keys have the same shape and values."""
-        return self.difference(one, other) == 0.0
+    Each pair is read once, and no more than one pair is in memory. Where a tensor is not of a
+    floating type that weights may have, or holds NaN or infinite values, it raises CheckpointError.
+    """
 
-    def difference(self, one: str, other: str) -> float:
-        """The largest absolute difference; infinite where the shapes differ.
-
-        Raises:
-            CheckpointError: not of a floating type that weights may have, NaN or infinite values.
-        """
-        if (one, other) not in self._known:
-            self._known[one, other] = self._difference(one, other)
-        return self._known[one, other]
-
-    def _difference(self, one: str, other: str) -> float:
-        specs = self._source.tensors
-        if specs[one].shape != specs[other].shape:
+    @cache
+    def difference(one: str, other: str) -> float:
+        if source.tensors[one].shape != source.tensors[other].shape:
             return math.inf
-        if not specs[one].num_elements:
+        if not source.tensors[one].num_elements:
             return 0.0
-        weights = self._source.read([one, other])
+        weights = source.read([one, other])
         return (weights[one].double() - weights[other].double()).abs().max().item()
+
+    return difference
 
 
 def different_doubles(
-    comparison: Comparison, names: Mapping[str, str], doubles: Mapping[str, list[str]]
+    difference_of: Difference, names: Mapping[str, str], doubles: Mapping[str, list[str]]
 ) -> list[str]:
     """A sentence for each native name whose tensors are not equal."""
     return [
@@ -48,7 +39,7 @@ def different_doubles(
         "equal ones"
         for native, keys in doubles.items()
         for key in keys
-        if (difference := comparison.difference(names[native], key)) > 0
+        if (difference := difference_of(names[native], key)) > 0
     ]
 
 

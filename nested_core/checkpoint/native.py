@@ -38,8 +38,8 @@ def load_native(source: Source, choices: Choices) -> Encoder:
     return assemble(source, choose(read_config(source), choices, source.where), names)
 
 
-def save_native(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Writes an encoder as a native file, in its own precision.
+def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+    """Writes an encoder in the native format and its own precision, replacing `path` when complete.
 
     Raises:
         CheckpointError: weights are not finite or not of a floating type, or the disk refuses.

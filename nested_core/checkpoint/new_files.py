@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..words import composed
-from .weights import check_finite, check_tensor_dtypes
+from .weights import check_weights
 from .writing import complete_file, remove_abandoned
 
 _SUFFIX = ".safetensors"
@@ -47,8 +47,7 @@ def write_new_file(
     """
     *folders, stem = parse_prefix(prefix)
     directory = Path(folder, *folders)
-    check_tensor_dtypes(stem, tensors)
-    check_finite(stem, tensors)
+    check_weights(stem, tensors)
     with complete_file(directory / f"{stem}{_SUFFIX}", tensors, metadata) as temporary:
         for number in count(_first_number(directory, stem)):
             path = directory / f"{stem}_{number:05}_{_SUFFIX}"

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from ..attention import ValueNorm
 from ..config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from ..encoder import Encoder
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..families import DEFAULT_FAMILY
 from .choices import Choices, choose
-from .doubles import Comparison, different_doubles
+from .doubles import differences, different_doubles
 from .native import assemble, site_dims
 from .roles import NEEDED, Reading, read_roles
 from .safetensors_file import TensorSpec
@@ -29,8 +29,8 @@ _IP_ADAPTER_SIZES = {(16, 768), (16, 2048)}
 # A message stays short enough to be read; `inspect` tells all.
 _SHOWN_PROBLEMS = 2
 _LETTERS_OF_A_PROBLEM = 320
+_SHOWN_KEYS = 20
 _LETTERS_OF_A_KEY = 120
-_LETTERS_OF_KEYS = 700
 
 # What no tensor tells, by the settings that change it.
 _ASSUMPTIONS: Mapping[tuple[str, ...], str] = {
@@ -63,22 +63,26 @@ def load_official(source: Source, choices: Choices) -> Encoder:
 
 def read_source(source: Source) -> Reading:
     """How the file's keys are read; reads tensors only to compare those that stand for the same."""
-    comparison = Comparison(source)
-    reading = read_roles(source.tensors, comparison.is_same)
-    reading.problems += different_doubles(comparison, reading.names, reading.doubles)
+    difference = differences(source)
+    reading = read_roles(source.tensors, lambda one, other: difference(one, other) == 0.0)
+    reading.problems += different_doubles(difference, reading.names, reading.doubles)
     return reading
 
 
 def check_reading(source: Source, reading: Reading) -> None:
     """Raises CheckpointError saying what keeps the file from being read."""
-    problems = [_cut(text, _LETTERS_OF_A_PROBLEM) for text in reading.problems[:_SHOWN_PROBLEMS]]
+    problems = [shown(text, _LETTERS_OF_A_PROBLEM) for text in reading.problems[:_SHOWN_PROBLEMS]]
     if len(reading.problems) > _SHOWN_PROBLEMS:
         problems.append(f"{len(reading.problems) - _SHOWN_PROBLEMS} more problems like this")
     missing = [name for name in NEEDED if name not in reading.names]
     if missing:
         problems.append(f"Nothing found for {', '.join(missing)}")
     if reading.unexplained:
-        problems.append(_unexplained(reading.unexplained))
+        # The end of a long key tells most.
+        keys = [key[-_LETTERS_OF_A_KEY:] for key in reading.unexplained]
+        more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+        shown_keys = ", ".join(keys[:_SHOWN_KEYS])
+        problems.append(f"{len(keys)} keys not explained: {shown_keys}{more}")
     if problems:
         raise CheckpointError(
             f"{source.where}: cannot be read as an encoder. {'. '.join(problems)}. Expected "
@@ -86,21 +90,6 @@ def check_reading(source: Source, reading: Reading) -> None:
             "cross-attention layer. `python -m nested_core inspect` on the file lists how each key "
             "was read: report it, or convert the file to the native format."
         )
-
-
-def _unexplained(keys: list[str]) -> str:
-    shown: list[str] = []
-    for key in keys:
-        # The end of a long key tells most.
-        shown.append(key if len(key) <= _LETTERS_OF_A_KEY else f"...{key[-_LETTERS_OF_A_KEY:]}")
-        if sum(map(len, shown)) > _LETTERS_OF_KEYS:
-            break
-    more = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
-    return f"{len(keys)} keys not explained: {', '.join(shown)}{more}"
-
-
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[:letters]}..."
 
 
 def derived_config(source: Source, reading: Reading, choices: Choices) -> EncoderConfig:

@@ -72,12 +72,6 @@ class Reading:
             self.names[native] = key
 
 
-def resampler_name(key: str, spec: TensorSpec) -> str | None:
-    """The native name of a resampler parameter, None if it is none."""
-    parameter = _resampler_parameter(key, spec)
-    return None if parameter is None else f"resampler.{parameter[1]}"
-
-
 def looks_like_encoder(tensors: Specs) -> bool:
     """Whether a file without our metadata holds a resampler's inside and projections."""
     return any(
@@ -97,8 +91,11 @@ def read_roles(tensors: Specs, is_same: IsSame) -> Reading:
     # In the order of the names: a header's order is its writer's whim.
     tensors = dict(sorted(tensors.items()))
     rest = _without_others(reading, tensors)
+    # Keys and values of the base model's own attentions tell its places.
+    base_keys = [key for group in reading.aside if group.is_base_model for key in group.keys]
+    base = _projections({key: tensors[key] for key in base_keys})
     rest = _read_resampler(reading, rest)
-    rest = _read_projections(reading, rest, _base_projections(reading, tensors), is_same)
+    rest = _read_projections(reading, rest, base, is_same)
     reading.aside += (embeddings := token_embeddings(rest))
     reading.unexplained = list(_without(rest, embeddings))
     return reading
@@ -109,10 +106,9 @@ def _without_others(reading: Reading, tensors: Specs) -> Specs:
 
     def is_whole(keys: Iterable[str]) -> bool:
         some = {key: tensors[key] for key in keys}
-        native_names = {resampler_name(key, spec) for key, spec in some.items()}
-        return native_names.issuperset(NEEDED) and any(
-            projection_of(key, spec.shape) for key, spec in some.items()
-        )
+        parameters = [_resampler_parameter(key, spec) for key, spec in some.items()]
+        native_names = {f"resampler.{each[1]}" for each in parameters if each is not None}
+        return native_names.issuperset(NEEDED) and bool(_projections(some))
 
     reading.aside += (leftovers := training_leftovers(tensors))
     rest = _without(tensors, leftovers)
@@ -160,12 +156,6 @@ def _projections(tensors: Specs) -> dict[str, Projection]:
         for key, spec in tensors.items()
         if (kind := projection_of(key, spec.shape)) is not None
     }
-
-
-def _base_projections(reading: Reading, tensors: Specs) -> dict[str, Projection]:
-    """Keys and values of the base model's own attentions."""
-    keys = [key for group in reading.aside if group.is_base_model for key in group.keys]
-    return _projections({key: tensors[key] for key in keys})
 
 
 def _read_projections(

@@ -23,6 +23,7 @@ from .weights import listing, read_weights
 
 _INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{2,6})-of-(?P<count>[0-9]{2,6})\.safetensors")
+_PLAIN_NAME = re.compile(r"[^\\/:\x00]*\.safetensors", re.IGNORECASE | re.ASCII)  # no path
 _OUR_METADATA = ("format", "format_version", "config")
 _MAX_INDEX_BYTES = 32_000_000
 _MAX_SHARDS = 1000
@@ -145,38 +146,27 @@ def _read_index(path: Path) -> tuple[dict[str, str], FileKey]:
         data: Any = json.loads(text.decode("utf-8"), parse_int=str, parse_float=str)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: is not JSON ({error!s:.200}). {AGAIN}") from error
-    weight_map: Any = cast("dict[str, Any]", data).get("weight_map") if _is_table(data) else None
-    if not _is_table(weight_map) or not weight_map:
+    table = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    weight_map: Any = table.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{path.name}: has no 'weight_map' that says which shard holds which tensor. {AGAIN}"
         )
-    shards = dict.fromkeys(weight_map.values() if _are_texts(weight_map) else [None])
-    for name in shards:
-        _check_shard_name(path.name, name)
-    if len(shards) > _MAX_SHARDS:
+    weight_map = cast("dict[str, Any]", weight_map)
+    for name in weight_map.values():
+        # An index from a stranger must not reach for files elsewhere.
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{path.name}: 'weight_map' names the shard {name!r:.80}, expected the plain name of a "
+                ".safetensors file in the same folder. Do not use this index unless you know who "
+                "wrote it."
+            )
+    num_shards = len(set(weight_map.values()))
+    if num_shards > _MAX_SHARDS:
         raise CheckpointError(
-            f"{path.name}: names {len(shards):,} shards, expected at most {_MAX_SHARDS}. {AGAIN}"
+            f"{path.name}: names {num_shards:,} shards, expected at most {_MAX_SHARDS}. {AGAIN}"
         )
-    return cast("dict[str, str]", weight_map), key
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _are_texts(table: dict[Any, Any]) -> bool:
-    return all(isinstance(value, str) for value in table.values())
-
-
-def _check_shard_name(where: str, name: str | None) -> None:
-    """An index from a stranger must not reach for files elsewhere: a plain file name, no path."""
-    is_plain = name is not None and not re.search(r"[\\/:\x00]", name) and name.strip(". ") != ""
-    if not is_plain or not str(name).lower().endswith(".safetensors"):
-        raise CheckpointError(
-            f"{where}: 'weight_map' names the shard {name!r:.80}, expected the plain name of a "
-            ".safetensors file in the same folder. Do not use this index unless you know who wrote "
-            "it."
-        )
+    return weight_map, key
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], headers: Iterable[Header]) -> None:

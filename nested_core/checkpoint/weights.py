@@ -51,8 +51,7 @@ def write_weights(
         CheckpointError: tensors that could not be read again, or the disk refuses.
     """
     path = Path(path)
-    check_tensor_dtypes(path.name, tensors)
-    check_finite(path.name, tensors)
+    check_weights(path.name, tensors)
     with complete_file(path, tensors, metadata) as temporary:
         os.replace(temporary, path)
 
@@ -67,9 +66,10 @@ def check_weight_dtypes(where: str, dtypes: Mapping[str, str]) -> None:
         )
 
 
-def check_tensor_dtypes(where: str, tensors: Mapping[str, Tensor]) -> None:
-    """`check_weight_dtypes` of tensors in memory."""
+def check_weights(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where `read_weights` would not accept these tensors."""
     check_weight_dtypes(where, {name: dtype_name(tensor) for name, tensor in tensors.items()})
+    check_finite(where, tensors)
 
 
 def check_finite(where: str, tensors: Mapping[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class PictureSize:
-    """Where a training picture was cut from, for SDXL's size conditioning. Pixels."""
+    """Where a training picture was cut from, in SDXL's order of its size conditioning. Pixels."""
 
     original_height: int
     original_width: int

@@ -23,7 +23,7 @@ from ..checkpoint.weights import listing
 from ..errors import NestedAttentionError
 from .errors import TrainingError
 from .files import UNFINISHED, read_object, replace_file, short_repr, whole_number, writing
-from .processes import run_on_all_processes
+from .processes import run_on_all_processes, run_on_main_process
 from .training_state import TrainingState
 
 _NAME = re.compile(r"step-([0-9]{8})")
@@ -65,9 +65,9 @@ def save_checkpoint(
     }
     weights, optimiser = state.gather()
     try:
-        run_on_all_processes(accelerator, lambda: _make_folder(is_main, unfinished))
+        run_on_main_process(accelerator, lambda: _make_folder(unfinished))
         run_on_all_processes(accelerator, lambda: state.write(unfinished, weights, optimiser))
-        run_on_all_processes(accelerator, lambda: _finish(is_main, unfinished, final, run))
+        run_on_main_process(accelerator, lambda: _finish(unfinished, final, run))
     except TrainingError:
         if is_main:
             shutil.rmtree(unfinished, ignore_errors=True)  # the space may be needed at once
@@ -178,21 +178,19 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
-def _make_folder(is_main: bool, unfinished: Path) -> None:
+def _make_folder(unfinished: Path) -> None:
     """A new folder; what killed runs left of theirs goes."""
-    if is_main:
-        for path in unfinished.parent.glob(f"step-*{UNFINISHED}"):
-            shutil.rmtree(path, ignore_errors=True)
-        with writing(unfinished):
-            unfinished.mkdir(parents=True)
+    for path in unfinished.parent.glob(f"step-*{UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
+    with writing(unfinished):
+        unfinished.mkdir(parents=True)
 
 
-def _finish(is_main: bool, unfinished: Path, final: Path, run: dict[str, Any]) -> None:
-    if not is_main:
-        return
+def _finish(unfinished: Path, final: Path, run: dict[str, Any]) -> None:
     replace_file(unfinished / _RUN, json.dumps(run, indent=1).encode())
     with writing(final):
-        _flush_tree(unfinished)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _flush(path)
         if final.exists():
             _remove(final)
         os.replace(unfinished, final)
@@ -213,11 +211,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
 
 
 def _flush(path: Path) -> None:

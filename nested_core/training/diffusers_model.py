@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ from ..vision import patch_features
 from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
 from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
-from .noise_schedule import NoiseSchedule, Prediction
+from .noise_schedule import NoiseSchedule
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
 # SDXL's VAE overflows in half precision; the others' are small beside the UNet.
 _VAE_DTYPE = torch.float32
 
@@ -136,7 +136,9 @@ class DiffusersModel:
             pooled.append(outputs[0])
         extras: dict[str, Tensor] = {}
         if self._is_sdxl:
-            extras = {"text_embeds": pooled[-1], "time_ids": _time_ids(sizes).to(contexts[0])}
+            # SDXL's micro-conditioning (arXiv:2307.01952, section 2.2), in the order of the fields.
+            time_ids = torch.tensor([astuple(size) for size in sizes]).to(contexts[0])
+            extras = {"text_embeds": pooled[-1], "time_ids": time_ids}
         context = torch.cat(contexts, dim=-1)
         return TextConditions(context, torch.tensor(positions, device=device), extras)
 
@@ -183,17 +185,6 @@ def _present(pipeline: Any, *names: str) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
-def _time_ids(sizes: Sequence[PictureSize]) -> Tensor:
-    """SDXL's micro-conditioning (arXiv:2307.01952, section 2.2)."""
-    return torch.tensor(
-        [
-            (s.original_height, s.original_width, s.crop_top, s.crop_left, s.height, s.width)
-            for s in sizes
-        ],
-        dtype=torch.float32,
-    )
-
-
 def read_schedule(scheduler: Any) -> NoiseSchedule:
     """How the base model was trained, from its scheduler's configuration.
 
@@ -203,10 +194,10 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__:
         return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
-    prediction = _PREDICTIONS.get(config.prediction_type)
-    if prediction is None:
+    prediction = config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
         raise TrainingError(
-            f"Training: the base model's scheduler predicts '{config.prediction_type}', expected "
+            f"Training: the base model's scheduler predicts '{prediction}', expected "
             "epsilon, v_prediction or flow matching."
         )
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())

@@ -137,12 +137,9 @@ def read_notes(path: Path) -> dict[str, Any]:
     """
     text = read_header(path).metadata.get(_NOTES, "{}")
     try:
-        notes: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path.name}: its notes are no JSON ({error}).") from error
-    if not isinstance(notes, dict):
-        raise TrainingError(f"{path.name}: its notes are {short_repr(notes)}, expected an object.")
-    return cast("dict[str, Any]", notes)
+        return {**json.loads(text)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path.name}: its notes are no JSON object ({error}).") from error
 
 
 def check_same_tensors(

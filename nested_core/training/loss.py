@@ -11,6 +11,7 @@ Every random number comes from the samples' own seeds, and nothing is kept in be
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,52 +20,60 @@ from torch.nn import functional
 from ..config import EncoderConfig
 from ..shapes import Float
 from .base_model import BaseModel, randomise_rows
-from .config import TrainingConfig
 from .data.batches import Batch
 from .nested_attention import KeysValues, NestedSubjects
 
 Project = Callable[[Tensor, Tensor], KeysValues]
 
 
-def encoder_loss(
-    base_model: BaseModel,
-    project: Project,
-    batch: Batch,
-    encoder_config: EncoderConfig,
-    config: TrainingConfig,
-) -> Float[Tensor, ""]:
-    """The base model's noise-prediction loss with the batch's subjects in their nouns' places.
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
 
-    Args:
-        project: the trained module, or whatever wraps it.
+    Attributes:
+        min_snr_gamma: 0 for no min-SNR weighting.
+        noise_offset: 0 for none.
+        region_weight: weight of the subject's mask; 1 for none.
     """
-    device = next(base_model.frozen_modules()[0].parameters()).device
-    schedule = base_model.schedule
-    generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    latents = base_model.encode_pixels(batch.pixels.to(device), generators).float()
-    times = schedule.times(randomise_rows(generators, torch.rand).to(device))
-    noise = randomise_rows(generators, torch.randn, *latents.shape[1:]).to(device)
-    if config.noise_offset:
-        shift = randomise_rows(generators, torch.randn, latents.shape[1], 1, 1).to(device)
-        noise = offset_noise(noise, shift, config.noise_offset)
-    noisy = schedule.mix(latents, noise, times)
 
-    text = base_model.encode_captions(batch.captions, batch.sizes)
-    hidden_state = encoder_config.image_encoder.hidden_state
-    features = base_model.patch_features(batch.reference_pixels.to(device), hidden_state)
-    keys_values = project(features.float(), batch.image_dropped.to(device))
-    subjects = NestedSubjects(keys_values, text.positions, encoder_config.value_norm)
-    prediction = base_model.predict(noisy, schedule.timesteps(times), text, subjects)
+    encoder_config: EncoderConfig
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+    region_weight: float = 1.0
 
-    sample_weights = pixel_weights = None
-    if config.min_snr_gamma:
-        sample_weights = schedule.min_snr_weights(times, config.min_snr_gamma)
-    if config.region_weight != 1.0:
-        height, width = latents.shape[-2:]
-        masks = batch.masks.to(device)
-        pixel_weights = region_weights(masks, config.region_weight, (height, width))
-    target = schedule.target(latents, noise, times)
-    return noise_prediction_loss(prediction, target, sample_weights, pixel_weights)
+    def loss(self, base_model: BaseModel, project: Project, batch: Batch) -> Float[Tensor, ""]:
+        """The base model's noise-prediction loss with the batch's subjects in their nouns' places.
+
+        Args:
+            project: the trained module, or whatever wraps it.
+        """
+        device = next(base_model.frozen_modules()[0].parameters()).device
+        schedule = base_model.schedule
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        latents = base_model.encode_pixels(batch.pixels.to(device), generators).float()
+        times = schedule.times(randomise_rows(generators, torch.rand).to(device))
+        noise = randomise_rows(generators, torch.randn, *latents.shape[1:]).to(device)
+        if self.noise_offset:
+            shift = randomise_rows(generators, torch.randn, latents.shape[1], 1, 1).to(device)
+            noise = offset_noise(noise, shift, self.noise_offset)
+        noisy = schedule.mix(latents, noise, times)
+
+        text = base_model.encode_captions(batch.captions, batch.sizes)
+        hidden_state = self.encoder_config.image_encoder.hidden_state
+        features = base_model.patch_features(batch.reference_pixels.to(device), hidden_state)
+        keys_values = project(features.float(), batch.image_dropped.to(device))
+        subjects = NestedSubjects(keys_values, text.positions, self.encoder_config.value_norm)
+        prediction = base_model.predict(noisy, schedule.timesteps(times), text, subjects)
+
+        sample_weights = pixel_weights = None
+        if self.min_snr_gamma:
+            sample_weights = schedule.min_snr_weights(times, self.min_snr_gamma)
+        if self.region_weight != 1.0:
+            height, width = latents.shape[-2:]
+            masks = batch.masks.to(device)
+            pixel_weights = region_weights(masks, self.region_weight, (height, width))
+        target = schedule.target(latents, noise, times)
+        return noise_prediction_loss(prediction, target, sample_weights, pixel_weights)
 
 
 def offset_noise(

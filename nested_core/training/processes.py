@@ -79,6 +79,11 @@ def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -
         raise TrainingError(failure)
 
 
+def run_on_main_process(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Runs `action` in the main process alone. Where it fails, all raise its error."""
+    run_on_all_processes(accelerator, action if accelerator.is_main_process else lambda: None)
+
+
 class StopRequest:
     """Remembers the first signal that asks this process to stop; a second Ctrl-C stops at once.
 

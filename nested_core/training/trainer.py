@@ -30,9 +30,9 @@ from .data.batches import Batch, Data, Stripe, close_batches
 from .encoders import KeyValueEncoder, initial_encoder, trained_encoder
 from .errors import DivergedError
 from .files import writing
-from .loss import encoder_loss
+from .loss import Objective
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
-from .processes import StopRequest, prepare_deepspeed, run_on_all_processes
+from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, run_on_main_process
 from .run_folder import RunFolder
 from .samples import sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
@@ -64,6 +64,9 @@ class Trainer:
         encoder = initial_encoder(config, base_model, captions)
         self.encoder_config, self.site_dims = encoder.config, encoder.site_dims
         self.extras = encoder.resampler.extras
+        self.objective = Objective(
+            encoder.config, config.min_snr_gamma, config.noise_offset, config.region_weight
+        )
         for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
         base_model.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
@@ -99,13 +102,12 @@ class Trainer:
             log.info("going on behind %s", checkpoint.name)
             if self.resume is None:
                 log.warning("%s holds no place in the data, which begins anew", checkpoint.name)
-        run_on_all_processes(self.accelerator, self._open_folder)
+        run_on_main_process(self.accelerator, self._open_folder)
         with writing(self.folder.tensorboard):
             self.accelerator.init_trackers("tensorboard")
 
     def _open_folder(self) -> None:
-        if self.accelerator.is_main_process:
-            self._log = self.folder.open(self.config, self.step)
+        self._log = self.folder.open(self.config, self.step)
 
     def run(self) -> int:
         """Trains to the last step, or until asked to stop: 0, or 128 + the signal's number.
@@ -184,9 +186,7 @@ class Trainer:
             self._note_skipped(batch)
             self.resume = batch.resume
             with self.accelerator.accumulate(self.model):
-                loss = encoder_loss(
-                    self.base_model, self.model, batch, self.encoder_config, self.config
-                )
+                loss = self.objective.loss(self.base_model, self.model, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.config.max_grad_norm:
                     self.accelerator.clip_grad_norm_(
@@ -263,16 +263,13 @@ class Trainer:
         with self.average.in_place():
             # Views of the weights in place: to be written before those are exchanged again.
             weights = cast("dict[str, Tensor]", self.accelerator.get_state_dict(self.model))
-            run_on_all_processes(self.accelerator, lambda: self._write_encoder(weights))
+            run_on_main_process(self.accelerator, lambda: self._write_encoder(weights))
 
     def _write_encoder(self, weights: dict[str, Tensor]) -> None:
         """In the file's precision; the average where there is one."""
-        if self.accelerator.is_main_process:
-            dtype = _FILE_DTYPES[self.config.save_precision]
-            encoder = trained_encoder(
-                self.encoder_config, self.site_dims, self.extras, weights, dtype
-            )
-            save_encoder(encoder, self.folder.encoder)
+        dtype = _FILE_DTYPES[self.config.save_precision]
+        encoder = trained_encoder(self.encoder_config, self.site_dims, self.extras, weights, dtype)
+        save_encoder(encoder, self.folder.encoder)
 
     def _report_skipped(self) -> None:
         everywhere: list[dict[str, str]] = gather_object([self.skipped])

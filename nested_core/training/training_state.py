@@ -199,33 +199,25 @@ class TrainingState:
     def _put_scaler(self, state: Any) -> None:
         scaler = cast("Any", self.accelerator.scaler)
         expected: dict[str, Any] = scaler.state_dict()
-        match state:
-            case dict() if cast("dict[str, Any]", state).keys() == expected.keys() and all(
-                type(value) in (int, float) and 0 <= value < 2.0**127
-                for value in cast("dict[str, Any]", state).values()
-            ):
-                scaler.load_state_dict(state)
-            case _:
-                raise TrainingError(
-                    f"The gradient scaler's state is {short_repr(state)}, expected numbers like "
-                    f"{short_repr(expected)}."
-                )
+        is_alike = isinstance(state, dict) and state.keys() == expected.keys()
+        if not is_alike or not all(
+            type(value) in (int, float) and 0 <= value < 2.0**127 for value in state.values()
+        ):
+            raise TrainingError(
+                f"The gradient scaler's state is {short_repr(state)}, expected numbers like "
+                f"{short_repr(expected)}."
+            )
+        scaler.load_state_dict(state)
 
     def expected_files(self, run: dict[str, Any]) -> set[str]:
         """The names that `read` knows; whatever else is in the folder is left out."""
         num_processes = whole_number("the number of processes", len(run["resume"]))
         names = {f"average-{shard}.safetensors" for shard in range(num_processes)} | {_WEIGHTS}
-        if run["version"] == 1:
-            return (
-                names
-                | {_PICKLED_OPTIMISER}
-                | ({_PICKLED_SCALER} if self.accelerator.scaler is not None else set())
-            )
-        return (
-            names
-            | {_OPTIMISER}
-            | {f"generators-{process}.json" for process in range(num_processes)}
-        )
+        if run["version"] > 1:
+            generators = {f"generators-{process}.json" for process in range(num_processes)}
+            return names | generators | {_OPTIMISER}
+        scaler = {_PICKLED_SCALER} if self.accelerator.scaler is not None else set[str]()
+        return names | scaler | {_PICKLED_OPTIMISER}
 
 
 def _by_name(loaded: Any, names: list[str]) -> State:

@@ -94,19 +94,15 @@ def position_entry(resume: Any, name: str) -> int:
     return whole_number(f"{POSITION}: {name}", entry)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What a worker hands on instead of a batch. An exception would arrive with its traceback."""
+def batch_or_failure(make: Callable[[], Batch]) -> Batch | TrainingError:
+    """The batch, or the error that says why there is none.
 
-    message: str
-
-
-def batch_or_failure(make: Callable[[], Batch]) -> Batch | Failure:
-    """The batch, or the sentence that says why there is none."""
+    A worker hands it on like a batch: an error that it raises would arrive with its traceback.
+    """
     try:
         return make()
     except NestedAttentionError as error:
-        return Failure(str(error))
+        return TrainingError(str(error))
 
 
 def read_batches(
@@ -131,8 +127,8 @@ def read_batches(
     )
     with _worker_processes(loader) as batches:
         for batch in batches:
-            if isinstance(batch, Failure):
-                raise TrainingError(batch.message)
+            if isinstance(batch, TrainingError):
+                raise batch
             yield batch
 
 

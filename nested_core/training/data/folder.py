@@ -22,7 +22,6 @@ from ..base_model import Caption
 from ..errors import TrainingError
 from .batches import (
     Batch,
-    Failure,
     Stripe,
     batch_or_failure,
     collate,
@@ -71,7 +70,7 @@ class FolderData:
                 batch.resume = {"slot": first + number * step}
                 yield batch
 
-    def __getitem__(self, slots: Iterable[int]) -> Batch | Failure:
+    def __getitem__(self, slots: Iterable[int]) -> Batch | TrainingError:
         """The batch of these slots, as torch's data loader asks for it."""
         return batch_or_failure(lambda: collate([self.example(slot) for slot in slots]))
 

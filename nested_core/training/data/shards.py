@@ -35,7 +35,6 @@ from ..files import short_repr
 from .batches import (
     POSITION,
     Batch,
-    Failure,
     Stripe,
     batch_or_failure,
     collate,
@@ -127,7 +126,7 @@ class ShardData:
         return [self.preparation.caption(_record(sample)) for sample in samples]
 
 
-class _ShardDataset(IterableDataset[Batch | Failure]):
+class _ShardDataset(IterableDataset[Batch | TrainingError]):
     """Runs in each worker as that worker's reader."""
 
     def __init__(
@@ -135,7 +134,7 @@ class _ShardDataset(IterableDataset[Batch | Failure]):
     ) -> None:
         self.data, self.stripe, self.positions, self.turn = data, stripe, positions, turn
 
-    def __iter__(self) -> Iterator[Batch | Failure]:
+    def __iter__(self) -> Iterator[Batch | TrainingError]:
         worker = get_worker_info()
         readers = 1 if worker is None else worker.num_workers
         reader = (self.turn + (0 if worker is None else worker.id)) % readers
