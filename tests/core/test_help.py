@@ -59,7 +59,7 @@ def definitions() -> dict[str, ast.AST]:
 
 
 def calls_of(node: ast.AST, method: str) -> Iterator[ast.Call]:
-    """Calls such as `io.Model.Input(...)` or `NodeSchema(...)`, also those in the pack's own functions that are called."""
+    """Calls such as `io.Model.Input(...)`, also those in the pack's own functions that are called."""
     for child in ast.iter_child_nodes(node):
         match child:
             case ast.Call(func=ast.Attribute(attr=found) | ast.Name(id=found)) if found == method:
