@@ -47,12 +47,6 @@ def fidelity_input(optional: bool = False) -> io.Input:
     )
 
 
-def _percent_input(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(
-        name, default=default, min=0.0, max=1.0, step=0.001, advanced=True, tooltip=tooltip
-    )
-
-
 class BindSubject(io.ComfyNode):
     @classmethod
     @shows_pictures
@@ -88,13 +82,23 @@ class BindSubject(io.ComfyNode):
                     tooltip="How much of the picture listens to the token. Above 1 the subject takes "
                     "more room and the rest of the prompt less.",
                 ),
-                _percent_input(
-                    "start_percent", 0.0, "Starting later leaves the composition to the prompt."
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
+                    tooltip="Starting later leaves the composition to the prompt.",
                 ),
-                _percent_input(
+                io.Float.Input(
                     "end_percent",
-                    1.0,
-                    "Ending earlier leaves fine texture and style to the prompt.",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
+                    tooltip="Ending earlier leaves fine texture and style to the prompt.",
                 ),
                 io.Mask.Input(
                     "mask",

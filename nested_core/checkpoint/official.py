@@ -22,7 +22,6 @@ from .native import assemble, site_dims
 from .roles import NEEDED, Reading, read_roles
 from .safetensors_file import TensorSpec
 from .shards import Source
-from .weights import listing
 
 _DIM_HEAD = 64
 # IP-Adapter Plus has the same make, but its tokens mean something else: (queries, text width).
@@ -81,7 +80,9 @@ def check_reading(source: Source, reading: Reading) -> None:
     if reading.unexplained:
         # The end of a long key tells most.
         keys = [key[-_LETTERS_OF_A_KEY:] for key in reading.unexplained]
-        problems.append(listing("keys not explained", keys, _SHOWN_KEYS))
+        more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+        shown_keys = ", ".join(keys[:_SHOWN_KEYS])
+        problems.append(f"{len(keys)} keys not explained: {shown_keys}{more}")
     if problems:
         raise CheckpointError(
             f"{source.where}: cannot be read as an encoder. {'. '.join(problems)}. Expected "

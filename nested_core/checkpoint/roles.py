@@ -91,6 +91,7 @@ def read_roles(tensors: Specs, is_same: IsSame) -> Reading:
     # In the order of the names: a header's order is its writer's whim.
     tensors = dict(sorted(tensors.items()))
     rest = _without_others(reading, tensors)
+    # Keys and values of the base model's own attentions tell its places.
     base_keys = [key for group in reading.aside if group.is_base_model for key in group.keys]
     base = _projections({key: tensors[key] for key in base_keys})
     rest = _read_resampler(reading, rest)

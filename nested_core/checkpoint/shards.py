@@ -23,7 +23,7 @@ from .weights import listing, read_weights
 
 _INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{2,6})-of-(?P<count>[0-9]{2,6})\.safetensors")
-_PLAIN_NAME = re.compile(r"[^\\/:\x00]*\.safetensors", re.IGNORECASE)  # no path
+_PLAIN_NAME = re.compile(r"[^\\/:\x00]*\.safetensors", re.IGNORECASE | re.ASCII)  # no path
 _OUR_METADATA = ("format", "format_version", "config")
 _MAX_INDEX_BYTES = 32_000_000
 _MAX_SHARDS = 1000
@@ -146,9 +146,8 @@ def _read_index(path: Path) -> tuple[dict[str, str], FileKey]:
         data: Any = json.loads(text.decode("utf-8"), parse_int=str, parse_float=str)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: is not JSON ({error!s:.200}). {AGAIN}") from error
-    weight_map: Any = (
-        cast("dict[str, Any]", data).get("weight_map") if isinstance(data, dict) else ()
-    )
+    table = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    weight_map: Any = table.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{path.name}: has no 'weight_map' that says which shard holds which tensor. {AGAIN}"

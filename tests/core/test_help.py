@@ -62,7 +62,7 @@ def calls_of(node: ast.AST, method: str) -> Iterator[ast.Call]:
     """Calls such as `io.Model.Input(...)`, also those in the pack's own functions that are called."""
     for child in ast.iter_child_nodes(node):
         match child:
-            case ast.Call(func=ast.Attribute(attr=found)) if found == method:
+            case ast.Call(func=ast.Attribute(attr=found) | ast.Name(id=found)) if found == method:
                 yield child
             case ast.Call(func=ast.Name(id=function)) if function in definitions():
                 yield from calls_of(definitions()[function], method)
@@ -98,7 +98,7 @@ def schemas() -> dict[str, tuple[list[str], list[str]]]:
     (names,) = (node.value for node in ast.walk(registered) if isinstance(node, ast.Return))
     found = {}
     for name in names.elts:
-        (schema,) = calls_of(definitions()[name.id], "Schema")
+        (schema,) = calls_of(definitions()[name.id], "NodeSchema")
         parts = {keyword.arg: keyword.value for keyword in schema.keywords}
         inputs = [each for call in calls_of(parts["inputs"], "Input") for each in input_names(call)]
         outputs = [output_name(call) for call in calls_of(parts["outputs"], "Output")]

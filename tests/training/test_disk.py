@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import json
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,26 +170,29 @@ def test_tensorboard_on_a_full_disk(train, monkeypatch) -> None:
 class Stuck(Dataset[Any]):
     """Its reader waits for ever, as one of a disk that no longer answers."""
 
+    def __init__(self) -> None:
+        self.waiting = multiprocessing.Semaphore(0)
+
     def __getitem__(self, index: int) -> Any:
+        self.waiting.release()
         time.sleep(3600)
 
 
 def test_a_reader_that_is_stuck_ends_with_the_run(monkeypatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    batches = read_batches(Stuck(), workers=2, sampler=[[0]] * 9)
+    stuck = Stuck()
+    batches = read_batches(stuck, workers=2, sampler=[[0]] * 9)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        # Not while the readers are being started: an interrupt that hits a destructor is swallowed.
+        for _ in range(2):
+            stuck.waiting.acquire()
+        time.sleep(0.5)
+        _thread.interrupt_main()
 
-    earlier = signal.signal(signal.SIGALRM, interrupt)
-    # Again and again: one that hits a destructor is swallowed there.
-    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            next(batches)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
     batches.close()
     assert not multiprocessing.active_children()
 
