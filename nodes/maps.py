@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..nested_core.maps import SHEETS, RecordPlan, draw_sheet
+from .bridge.families.registry import host_family_of
 from .bridge.model.recording import SampledRecord, record_maps
 from .bridge.shown import show_overlays, shows_pictures
 from .sockets import NodeSchema, RecordSocket
@@ -76,7 +77,7 @@ class RecordMaps(io.ComfyNode):
         values: bool = True,
         preview: bool = False,
     ) -> io.NodeOutput:
-        plan = RecordPlan.from_text(steps, sites, values)
+        plan = RecordPlan.from_text(steps, sites, values, host_family_of(model).family)
         return io.NodeOutput(*record_maps(model, plan, preview))
 
 

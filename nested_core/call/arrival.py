@@ -66,7 +66,7 @@ class Sent:
 
     def _shows(self, place: Place, pixels: Tensor) -> bool:
         for row, top, left in self._cuts(place):
-            cut = self.latent[row, :, top : top + place.height, left : left + place.width]
+            cut = self.latent[row, ..., top : top + place.height, left : left + place.width]
             if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
                 return True
         return False

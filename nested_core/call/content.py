@@ -31,6 +31,8 @@ def rows_that_read(sent: Tensor, context: Tensor) -> Tensor:
 
 def where_cut(sent: Tensor, tiles: Tensor) -> list[list[Cut]]:
     """Where in what was sent each tile was cut out; several places where they look alike."""
+    # The frames of a video are cut alike, as channels are.
+    sent, tiles = (each.flatten(1, 2) if each.ndim == 5 else each for each in (sent, tiles))
     height, width = tiles.shape[-2:]
     cuts: list[list[Cut]] = [[] for _ in tiles]
     if tiles.ndim != 4 or sent.ndim != 4 or tiles.shape[1] != sent.shape[1]:

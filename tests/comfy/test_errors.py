@@ -43,7 +43,7 @@ class TestEncoderAndModel:
             sdxl.apply(sdxl.bind(), model=wide)
 
     @pytest.mark.parametrize(
-        "name", ["SD20", "SVD_img2vid", "SD_X4Upscaler", "Flux", "SD3", "WAN21_T2V"]
+        "name", ["SD20", "SVD_img2vid", "SD_X4Upscaler", "PixArtAlpha", "HunyuanDiT", "Flux2"]
     )
     def test_another_family_of_models_is_named(self, sdxl, name):
         config = getattr(comfy.supported_models, name)
@@ -53,7 +53,8 @@ class TestEncoderAndModel:
         with _message(
             f"Apply Nested Attention: this MODEL is '{name}'. Nested Attention works with the UNets of "
             "the SD1.5 and SDXL families (also SSD-1B, Vega, KOALA, the SDXL refiner and inpaint "
-            "models). Connect such a checkpoint."
+            "models), Flux and Chroma, SD3 and SD3.5, Qwen-Image, Lumina 2 and Z-Image, "
+            "Cosmos-Predict2 and Anima, Wan 2.1 and 2.2. Connect such a checkpoint."
         ):
             sdxl.apply(sdxl.bind(), model=foreign)
 
@@ -80,9 +81,8 @@ class TestEncoderAndModel:
         foreign = sdxl.clip.clone()
         foreign.tokenizer = SD2Tokenizer()
         with _message(
-            "Apply Nested Attention: this CLIP has the tokenizers 'h', expected 'l' (SD1.5), 'g' (SDXL "
-            "refiner) or both (SDXL). Connect the CLIP output of the checkpoint that the MODEL comes "
-            "from."
+            "Apply Nested Attention: this CLIP has the tokenizers 'h', expected 'l' (SD1.5) or 'g' (SDXL "
+            "refiner) or 'g, l' (SDXL). Connect the CLIP that belongs to the MODEL."
         ):
             sdxl.apply(sdxl.bind(), clip=foreign)
 

@@ -28,8 +28,8 @@ class HostFamily(Protocol):
         ...
 
     @property
-    def tokenizers(self) -> tuple[frozenset[str], ...]:
-        """The sets of tokens that a text encoder for these models makes."""
+    def tokenizers(self) -> Mapping[frozenset[str], str]:
+        """The sets of tokens that text encoders for these models make, and whose they are."""
         ...
 
     def fits(self, base_model: Any) -> bool:

@@ -74,8 +74,10 @@ def check_clip(clip: CLIP, host: HostFamily) -> None:
     keys = frozenset(clip.tokenize("")) if clip is not None else frozenset[str]()
     if keys not in host.tokenizers:
         found = ", ".join(sorted(keys)) or "none"
-        expected = " or ".join(f"'{', '.join(sorted(each))}'" for each in host.tokenizers)
+        expected = " or ".join(
+            f"'{', '.join(sorted(names))}' ({whose})" for names, whose in host.tokenizers.items()
+        )
         raise HostError(
-            f"Apply Nested Attention: this CLIP has the tokenizers '{found}', expected {expected} "
-            f"({host.label}). Connect the CLIP that belongs to the MODEL."
+            f"Apply Nested Attention: this CLIP has the tokenizers '{found}', expected {expected}. "
+            "Connect the CLIP that belongs to the MODEL."
         )

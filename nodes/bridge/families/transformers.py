@@ -44,7 +44,7 @@ class TransformerHost:
         width: of the keys of a block's text, heads * head_dim.
         key_norm: the norm that a block puts on the keys of its text.
         norms_heads: whether that norm is of each head, and not of all of them together.
-        tokenizers: the sets of tokens that a text encoder for these models makes.
+        tokenizers: see `HostFamily`.
         not_configs: kinds of ComfyUI's `model_config` that share the class and are not of the family.
         says_block: whether blocks say in the options which one is running.
     """
@@ -55,7 +55,7 @@ class TransformerHost:
     blocks: Mapping[str, str]
     width: Callable[[Any], int]
     key_norm: Callable[[Any], Any]
-    tokenizers: tuple[frozenset[str], ...]
+    tokenizers: Mapping[frozenset[str], str]
     norms_heads: bool = True
     not_configs: tuple[type, ...] = ()
     says_block: bool = True
@@ -137,8 +137,9 @@ def _flux_norm(block: Any) -> Any:
     return norm.key_norm
 
 
-def _sets(*names: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(each.split()) for each in names)
+def _sets(**whose: str) -> Mapping[frozenset[str], str]:
+    """Sets of tokenizers, their names joined by two underscores, and whose text encoders make them."""
+    return {frozenset(names.split("__")): model for names, model in whose.items()}
 
 
 TRANSFORMERS = (
@@ -149,7 +150,7 @@ TRANSFORMERS = (
         {"d": "double_blocks", "s": "single_blocks"},
         width=lambda block: block.hidden_size,
         key_norm=_flux_norm,
-        tokenizers=_sets("l t5xxl", "t5xxl"),
+        tokenizers=_sets(l__t5xxl="Flux", t5xxl="Chroma"),
         not_configs=tuple(
             getattr(configs, name) for name in ("Flux2", "LongCatImage") if hasattr(configs, name)
         ),
@@ -161,7 +162,7 @@ TRANSFORMERS = (
         {"b": "joint_blocks"},
         width=lambda block: block.context_block.attn.num_heads * block.context_block.attn.head_dim,
         key_norm=lambda block: block.context_block.attn.ln_k,
-        tokenizers=_sets("l g t5xxl"),
+        tokenizers=_sets(l__g__t5xxl="SD3"),
         says_block=False,
     ),
     TransformerHost(
@@ -171,7 +172,7 @@ TRANSFORMERS = (
         {"b": "transformer_blocks"},
         width=lambda block: block.attn.heads * block.attn.dim_head,
         key_norm=lambda block: block.attn.norm_added_k,
-        tokenizers=_sets("qwen25_7b"),
+        tokenizers=_sets(qwen25_7b="Qwen-Image"),
     ),
     TransformerHost(
         core.LUMINA2,
@@ -180,7 +181,7 @@ TRANSFORMERS = (
         {"b": "layers"},
         width=lambda block: block.attention.n_local_kv_heads * block.attention.head_dim,
         key_norm=lambda block: block.attention.k_norm,
-        tokenizers=_sets("gemma2_2b", "qwen3_4b"),
+        tokenizers=_sets(gemma2_2b="Lumina 2", qwen3_4b="Z-Image"),
     ),
     TransformerHost(
         core.COSMOS_PREDICT2,
@@ -189,7 +190,7 @@ TRANSFORMERS = (
         {"b": "blocks"},
         width=lambda block: block.cross_attn.n_heads * block.cross_attn.head_dim,
         key_norm=lambda block: block.cross_attn.k_norm,
-        tokenizers=_sets("t5xxl", "qwen3_06b t5xxl"),
+        tokenizers=_sets(t5xxl="Cosmos-Predict2", qwen3_06b__t5xxl="Anima"),
     ),
     TransformerHost(
         core.WAN,
@@ -199,6 +200,6 @@ TRANSFORMERS = (
         width=lambda block: block.cross_attn.dim,
         key_norm=lambda block: block.cross_attn.norm_k,
         norms_heads=False,
-        tokenizers=_sets("umt5xxl"),
+        tokenizers=_sets(umt5xxl="Wan"),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import comfy.supported_models
@@ -33,9 +34,12 @@ class UNetHost:
 
     family = UNET
     label = (
-        "the UNets of SD1.5 and SDXL (also SSD-1B, Vega, KOALA, the SDXL refiner, inpaint models)"
+        "the UNets of the SD1.5 and SDXL families (also SSD-1B, Vega, KOALA, the SDXL refiner and "
+        "inpaint models)"
     )
-    tokenizers = (frozenset("l"), frozenset("g"), frozenset("lg"))
+    tokenizers: Mapping[frozenset[str], str] = MappingProxyType(
+        {frozenset("l"): "SD1.5", frozenset("g"): "SDXL refiner", frozenset("lg"): "SDXL"}
+    )
 
     def fits(self, base_model: Any) -> bool:
         config = getattr(base_model, "model_config", None)
