@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 _FOLDER = Path(__file__).parents[1] / "nested_core"
@@ -27,3 +28,9 @@ def _import_nested_core() -> None:
 
 if "nested_core" not in sys.modules:
     _import_nested_core()
+
+# How fast a busy machine draws examples says nothing about the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
+import traceback
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,29 +172,28 @@ def test_tensorboard_on_a_full_disk(train, monkeypatch) -> None:
 class Stuck(Dataset[Any]):
     """Its reader waits for ever, as one of a disk that no longer answers."""
 
-    def __init__(self) -> None:
-        self.waiting = multiprocessing.Semaphore(0)
-
     def __getitem__(self, index: int) -> Any:
-        self.waiting.release()
         time.sleep(3600)
 
 
 def test_a_reader_that_is_stuck_ends_with_the_run(monkeypatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    stuck = Stuck()
-    batches = read_batches(stuck, workers=2, sampler=[[0]] * 9)
+    batches = read_batches(Stuck(), workers=2, sampler=[[0]] * 9)
 
-    def interrupt() -> None:
-        # Not while the readers are being started: an interrupt that hits a destructor is swallowed.
-        for _ in range(2):
-            stuck.waiting.acquire()
-        time.sleep(0.5)
-        _thread.interrupt_main()
+    def interrupt(_: int, frame: types.FrameType | None) -> None:
+        # While it waits, not while readers are started or ended. Again where a destructor swallows it.
+        names = [each.f_code.co_name for each, _ in traceback.walk_stack(frame)]
+        if "_try_get_data" in names:
+            raise KeyboardInterrupt
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        next(batches)
+    earlier = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
     batches.close()
     assert not multiprocessing.active_children()
 
