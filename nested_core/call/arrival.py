@@ -36,7 +36,7 @@ class Sent:
     """What ComfyUI is about to run through the UNet, in as many batches as it likes.
 
     Attributes:
-        latent: `[pictures, channels, height, width]`.
+        latent: `[pictures, channels, (frames,) height, width]`.
         masks: of every masked binding, `[pictures, 1, height, width]` in image coordinates.
         is_direct: whether nothing of another pack stands between here and the UNet.
     """
@@ -66,7 +66,7 @@ class Sent:
 
     def _shows(self, place: Place, pixels: Tensor) -> bool:
         for row, top, left in self._cuts(place):
-            cut = self.latent[row, :, top : top + place.height, left : left + place.width]
+            cut = self.latent[row, ..., top : top + place.height, left : left + place.width]
             if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
                 return True
         return False
