@@ -36,7 +36,7 @@ class Sent:
     """What ComfyUI is about to run through the UNet, in as many batches as it likes.
 
     Attributes:
-        latent: `[pictures, channels, height, width]`.
+        latent: `[pictures, channels, (frames,) height, width]`.
         masks: of every masked binding, `[pictures, 1, height, width]` in image coordinates.
         is_direct: whether nothing of another pack stands between here and the UNet.
     """

@@ -35,6 +35,8 @@ def where_cut(sent: Tensor, tiles: Tensor) -> list[list[Cut]]:
     sent, tiles = (each.flatten(1, 2) if each.ndim == 5 else each for each in (sent, tiles))
     height, width = tiles.shape[-2:]
     cuts: list[list[Cut]] = [[] for _ in tiles]
+    if tiles.ndim == sent.ndim == 5:  # all frames of a video are cut alike
+        sent, tiles = sent.flatten(1, 2), tiles.flatten(1, 2)
     if tiles.ndim != 4 or sent.ndim != 4 or tiles.shape[1] != sent.shape[1]:
         return cuts
     if height > sent.shape[-2] or width > sent.shape[-1]:

@@ -97,6 +97,7 @@ class TransformerCall(ModelCall):
         num_text_keys: how many keys of a joint attention come before the picture's, with padding.
         num_blocks: of the model; where blocks do not say which one is running, they are counted.
         key_norms: by site, what the model does to the keys of its text.
+        is_attending: whether an attention is being computed, which is answered once.
     """
 
     family: TransformerFamily | None = None
@@ -104,6 +105,7 @@ class TransformerCall(ModelCall):
     num_text_keys: int = 0
     num_blocks: int = 1
     key_norms: Mapping[BlockSite, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    is_attending: bool = False
     _block: tuple[str, int] | None = None
     _count: int = 0
 
@@ -235,11 +237,17 @@ def _attend(
     kwargs: Mapping[str, Any],
 ) -> Tensor:
     base = function if within is None else partial(within, function)
-    if not isinstance(call, TransformerCall):
+    # Another pack may have put its own around ours, and ours was put around that.
+    if not isinstance(call, TransformerCall) or call.is_attending:
         return base(*args, **kwargs)
     attention = Attention.of(*args, **kwargs)
     site = call.site_of(attention)
-    return call.added_to(base(*args, **kwargs), site, attention)
+    call.is_attending = True
+    try:
+        out = base(*args, **kwargs)
+    finally:
+        call.is_attending = False
+    return call.added_to(out, site, attention)
 
 
 def _attend_now(within: Attend | None, function: Attend, *args: Any, **kwargs: Any) -> Tensor:
