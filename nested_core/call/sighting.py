@@ -44,7 +44,8 @@ class Watch(Protocol):
         """One site has shown this of a group.
 
         Args:
-            tokens: the bound tokens with the values that they were given.
+            tokens: the bound tokens with the values that they were given; of a video, in its first
+                frame.
             text_value: `[rows of the group, heads, text_tokens, head_dim]`.
         """
         ...

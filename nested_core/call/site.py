@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,7 +101,8 @@ def site_deltas(
             is_on_grid = pixels.whole is not None
             shown = seen.mean(dim=2)  # over the frames
             sighting = Sighting(site, group.row_numbers, bindings, shown, is_on_grid)
-            watch.saw(sighting, tokens, inputs.value[rows])
+            first = [_of_first_frame(each, pixels) for each in tokens]
+            watch.saw(sighting, first, inputs.value[rows])
     return deltas
 
 
@@ -138,6 +139,17 @@ def _room_for_maps(
 ) -> Tensor:
     shape = (len(group.row_numbers), len(occurrences), pixels.frames, *pixels.grid)
     return torch.empty(shape, device=occurrences[0].positions.device)
+
+
+def _of_first_frame(token: BoundToken, pixels: Pixels) -> BoundToken:
+    """What the pixels of a still picture, or of a video's first frame, are given."""
+    if pixels.frames == 1:
+        return token
+    frame = slice(0, pixels.grid[0] * pixels.grid[1])
+    region, share = (
+        None if each is None else each[:, :, frame] for each in (token.region, token.share)
+    )
+    return replace(token, values=token.values[:, :, frame], region=region, share=share)
 
 
 def _bound_token(

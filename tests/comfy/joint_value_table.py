@@ -121,6 +121,7 @@ class JointValueTable:
         self._row_slots = row_slots
         self._model: Any = None
         self._grid: tuple[int, ...] = ()
+        self._latent_shape: tuple[int, ...] = ()
         self._text_length = self._calls_in_site = 0
         self._site: str | None = None
 
@@ -138,6 +139,7 @@ class JointValueTable:
         self._model = executor.class_obj.diffusion_model
         layout = _LAYOUTS[type(self._model).__name__]
         size = (1, *x.shape[2:])[-3:]
+        self._latent_shape = tuple(x.shape)
         self._grid = tuple(-(-n // p) for n, p in zip(size, layout.patch(self._model), strict=True))
         hooks = []
         for site, module in site_modules(self._model).items():
@@ -218,6 +220,13 @@ class JointValueTable:
     def _from_tables(
         self, q: Tensor, logits: Tensor, v: Tensor, slots: Slots, options: Any, row: int
     ) -> Tensor:
+        tables, logits = self._tables(q, logits, v, slots, options, row)
+        return torch.einsum("hpk,hpkd->hpd", logits.softmax(-1), tables)
+
+    def _tables(
+        self, q: Tensor, logits: Tensor, v: Tensor, slots: Slots, options: Any, row: int
+    ) -> tuple[Tensor, Tensor]:
+        """What each pixel of a row is offered by each key, `[heads, pixels, keys, dim]`, and logits."""
         tables = v[:, None].expand(-1, q.shape[1], -1, -1).clone()
         logits, sigma, site = logits.clone(), float(options["sigmas"][0]), self._site
         assert site is not None
@@ -233,7 +242,7 @@ class JointValueTable:
                 star - text[:, None]
             )
             logits[:, :, position] += region * math.log(subject.token_weight)
-        return torch.einsum("hpk,hpkd->hpd", logits.softmax(-1), tables)
+        return tables, logits
 
 
 def _nested_value(subject: JointSubject, site: str, q: Tensor) -> Tensor:

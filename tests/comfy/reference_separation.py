@@ -60,16 +60,20 @@ class NaiveSeparation:
 
     def _see(self, row_key, site, here, q, k, options, acting):
         """Takes the site's maps in; the shares of those who act, and how far they count there."""
-        shown = self.shown.setdefault(row_key, {})
-        if site in shown:
-            self._learn(row_key, shown, _latent_size(options))
-            shown.clear()
         attention = (torch.einsum("hpd,htd->hpt", q, k) * q.shape[-1] ** -0.5).softmax(-1).mean(0)
         grid = tuple(options["activations_shape"][-2:])
-        shown[site] = {
-            each: attention[:, places].sum(-1).view(grid) for each, places in here.items()
-        }
-        return self._owned(row_key, acting, _latent_size(options), grid)
+        maps = {each: attention[:, places].sum(-1).view(grid) for each, places in here.items()}
+        return self.see(row_key, site, maps, acting, _latent_size(options))
+
+    def see(self, row_key, site, maps, acting, size):
+        """The same of maps `[height, width]`, one for each subject at the site."""
+        shown = self.shown.setdefault(row_key, {})
+        if site in shown:
+            self._learn(row_key, shown, size)
+            shown.clear()
+        shown[site] = maps
+        (grid,) = {tuple(each.shape) for each in maps.values()}
+        return self._owned(row_key, acting, size, grid)
 
     def _learn(self, row_key, shown, size):
         """Sites where the same subjects acted are news together."""
