@@ -91,7 +91,10 @@ _FAMILIES = {
 }
 JOBS |= {
     f"{family}_subject": Job(
-        "one_subject", ANNA, prompt, caption="drawn by a tiny model, not by this one: 32 x 32 pixels"
+        "one_subject",
+        ANNA,
+        prompt,
+        caption="drawn by a tiny model, not by this one: 32 x 32 pixels",
     )
     for family, prompt in _FAMILIES.items()
 }
