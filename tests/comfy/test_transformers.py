@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN,
     PLAIN_TWO,
     TWO,
@@ -20,6 +19,7 @@ from bound_transformers import (
     sampled,
 )
 from dit_scene import shared_scene
+from each_family import EACH
 
 
 @EACH

@@ -6,7 +6,6 @@ import pack
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN_TWO,
     TWO,
     apply,
@@ -17,6 +16,7 @@ from bound_transformers import (
     rows_of,
 )
 from dit_scene import NEGATIVE, shared_scene
+from each_family import EACH
 from joint_separation import JointSeparation
 from reference import positive_only
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import comfy.cli_args
 import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def host_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.
     """
-    return _backend(bias)(
+    return _backend(query.device.type, bias)(
         query,
         key,
         value,
@@ -115,10 +116,15 @@ def host_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
     )
 
 
-def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
+def _backend(device: str, bias: Tensor | None) -> Callable[..., Tensor]:
     attention = comfy.ldm.modules.attention
     chosen = attention.optimized_attention
     if bias is not None and chosen is attention.attention_flash:
         # It takes no bias: it would warn at every call, and compute the same as this.
+        return attention.attention_pytorch
+    args = comfy.cli_args.args
+    is_chosen = args.use_split_cross_attention or args.use_quad_cross_attention
+    if device == "cpu" and chosen is attention.attention_sub_quad and not is_chosen:
+        # What ComfyUI falls back to there takes up to three times as long as PyTorch's kernel.
         return attention.attention_pytorch
     return chosen

@@ -172,7 +172,7 @@ class TransformerCall(ModelCall):
             query[:, :, pixels],
             key[:, :, :num_text],
             value[:, :, :num_text],
-            partial(_joint, attention, output, pixels, num_text) if self.family.is_joint else None,
+            partial(_joint, attention, output, pixels, num_text),
             self.key_norms.get(site),
         )
         grid = (self.grid.height, self.grid.width)
@@ -192,7 +192,7 @@ class TransformerCall(ModelCall):
 def _joint(
     attention: Attention, output: Tensor, pixels: slice, num_text: int, rows: Rows
 ) -> JointSoftmax:
-    """The softmax of some rows' pixels over text and picture."""
+    """The softmax of some rows' pixels over all keys: text and picture, or a text that may be long."""
     bias = attention.bias
     if bias is not None:
         bias = bias[rows] if len(bias) > 1 else bias
