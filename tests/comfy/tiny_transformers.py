@@ -227,9 +227,14 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def model(family: str, seed: int = 1, **unet: Any) -> ModelPatcher:
-    """A MODEL of the family. `unet` replaces entries of its configuration."""
-    config = FAMILIES[family].config({**FAMILIES[family].unet, **unet, "dtype": torch.float32})
+def model(family: str, seed: int = 1, config: type | None = None, **unet: Any) -> ModelPatcher:
+    """A MODEL of the family. `unet` replaces entries of its configuration.
+
+    Args:
+        config: ComfyUI's class of a relative, which reads the same text encoder.
+    """
+    own = FAMILIES[family]
+    config = (config or own.config)({**own.unet, **unet, "dtype": torch.float32})
     adapter = functools.partial(
         comfy.ldm.anima.model.LLMAdapter,
         source_dim=TEXT,
