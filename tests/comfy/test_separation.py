@@ -238,7 +238,13 @@ def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
     known = maps.evidence(place, [7], device)
     torch.testing.assert_close(known, (0.9 * first + 0.1 * second)[:, None])
     assert maps.evidence(place, [7, 8], device) is None
-    for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"first_frame": 2}):
+    for other in (
+        {"picture": 0},
+        {"conditioning": 1},
+        {"height": 5},
+        {"top": 1},
+        {"first_frame": 2},
+    ):
         assert maps.evidence(place._replace(**other), [7], device) is None
 
 

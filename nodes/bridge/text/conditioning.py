@@ -229,7 +229,8 @@ def with_slots(
     if context is None:
         return conditioning
     slots = model_conds.get(SLOTS_KEY)
-    fits = None if slots is None or _is_zeroed(context) else slots.fitted(context)
+    is_zeroed = _is_zeroed(context, conditioning.get("cross_attn"))
+    fits = None if slots is None or is_zeroed else slots.fitted(context)
     added: dict[str, Any] = {
         SLOTS_KEY: fits or CallSlots(torch.zeros(1, context.cond.shape[1], 1, dtype=torch.int32)),
         # Before any batch is known: one row that says whose it is.
@@ -243,8 +244,13 @@ def with_slots(
 _zeroed: WeakKeyDictionary[comfy.conds.CONDRegular, bool] = WeakKeyDictionary()
 
 
-def _is_zeroed(context: comfy.conds.CONDRegular) -> bool:
-    """Whether ConditioningZeroOut emptied the prompt; it leaves the map behind."""
+def _is_zeroed(context: comfy.conds.CONDRegular, encoded: object) -> bool:
+    """Whether ConditioningZeroOut emptied the prompt; it leaves the map behind.
+
+    Args:
+        encoded: the text as it was, which some models write anew before they sample.
+    """
     if context not in _zeroed:
-        _zeroed[context] = not bool(context.cond.any())
+        texts = (each for each in (context.cond, encoded) if isinstance(each, Tensor))
+        _zeroed[context] = not all(bool(each.any()) for each in texts)
     return _zeroed[context]
