@@ -99,8 +99,7 @@ def site_deltas(
         if watch is not None and seen is not None:
             bindings = tuple(each.subject.binding for each in occurrences)
             is_on_grid = pixels.whole is not None
-            shown = seen.mean(dim=2)  # over the frames
-            sighting = Sighting(site, group.row_numbers, bindings, shown, is_on_grid)
+            sighting = Sighting(site, group.row_numbers, bindings, seen, is_on_grid)
             first = [_of_first_frame(each, pixels) for each in tokens]
             watch.saw(sighting, first, inputs.value[rows])
     return deltas
