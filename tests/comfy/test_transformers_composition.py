@@ -14,7 +14,6 @@ import pytest
 import tiny_transformers
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN,
     TEXT,
     apply,
@@ -25,6 +24,7 @@ from bound_transformers import (
     naive,
 )
 from dit_scene import NEGATIVE, make_scene, shared_scene
+from each_family import EACH
 from joint_composition import assert_composes, rows_reading, sample_naive
 from joint_value_table import JointValueTable
 

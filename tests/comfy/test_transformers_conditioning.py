@@ -9,7 +9,6 @@ import pack
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN,
     TEXT,
     apply,
@@ -21,6 +20,7 @@ from bound_transformers import (
     rows_of,
 )
 from dit_scene import NEGATIVE, make_scene, shared_scene
+from each_family import EACH
 from joint_composition import assert_composes, rows_reading, sample_bound
 from joint_value_table import JointValueTable
 

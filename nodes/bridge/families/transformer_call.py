@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ....nested_core.attention import split_heads
@@ -17,65 +15,8 @@ from ....nested_core.families.block_sites import BlockSite
 from ....nested_core.families.family import Grid
 from ....nested_core.families.transformers import TransformerFamily
 from ....nested_core.joint import JointSoftmax, log_sum_exp
+from .attention_call import Attention
 from .model_call import ModelCall, host_attention
-
-
-class Attention(NamedTuple):
-    """What ComfyUI's attention function is called with.
-
-    Queries, keys and values are split into heads, `[rows, heads, tokens, head_dim]`.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    options: Mapping[str, Any]
-    is_output_split: bool
-
-    @classmethod
-    def of(
-        cls,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Tensor | None = None,
-        attn_precision: torch.dtype | None = None,
-        skip_reshape: bool = False,
-        skip_output_reshape: bool = False,
-        scale: float | None = None,
-        transformer_options: Mapping[str, Any] | None = None,
-        **_: Any,
-    ) -> Attention:
-        """From the arguments of a call, which come by position or by name."""
-        split = (q, k, v) if skip_reshape else tuple(_of_heads(each, heads) for each in (q, k, v))
-        query, key, value = split
-        if scale is not None:  # everything else takes the usual one for granted
-            query = query * (scale * query.shape[-1] ** 0.5)
-        if key.shape[1] < heads:
-            key, value = (
-                each.repeat_interleave(heads // each.shape[1], dim=1) for each in (key, value)
-            )
-        options = transformer_options or {}
-        return cls(query, key, value, mask, options, skip_output_reshape)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """What the mask adds to the logits, `[rows or 1, heads or 1, queries or 1, keys]`."""
-        if self.mask is None:
-            return None
-        mask = self.mask
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
-        if mask.ndim == 2:
-            return mask[None, None]
-        return mask[:, None] if mask.ndim == 3 else mask
-
-
-def _of_heads(each: Tensor, heads: int) -> Tensor:
-    """Split into heads; SD3's values are so already, tokens first."""
-    return each.transpose(1, 2) if each.ndim == 4 else split_heads(each, heads)
 
 
 @dataclass(eq=False)
@@ -155,56 +96,106 @@ class TransformerCall(ModelCall):
             return None
         return BlockSite(family.kinds.kinds[0], int(number))
 
-    def added_to(self, base: Tensor, site: BlockSite | None, attention: Attention) -> Tensor:
-        """The host's own output of an attention, with the subjects in place of their tokens' values."""
-        if self.is_over or site is None or self.family is None or not self.acts_at(site):
-            return base
+    def output(
+        self, attention: Attention, compute: Callable[[], Tensor], is_pytorch: bool
+    ) -> Tensor:
+        """What an attention gives, with the subjects in place of their tokens' values.
+
+        Args:
+            compute: the host's own output.
+            is_pytorch: whether PyTorch's kernel may stand in for the host's function. It also tells
+                the softmax's denominators, which we had to compute again else.
+        """
+        site = self.site_of(attention)
+        if self.is_over or site is None or not self.acts_at(site):
+            return self._of_host(compute)
         self.reached.add(site)
-        query, key, value = attention.query, attention.key, attention.value
-        num_rows, num_text = self.plan.num_rows, self.plan.num_text_tokens
-        first = self.first_pixel % query.shape[2]
-        pixels = slice(first, first + self.grid.num_pixels)
-        text = slice(self.first_text_key, self.first_text_key + num_text)
-        if len(query) != num_rows or len(key) != num_rows or pixels.stop > query.shape[2]:
-            self.say(
-                "another node changed the shape of attention (rows, pixels) from "
-                f"{(num_rows, self.grid.num_pixels)} to {(len(query), query.shape[2])}; there the "
-                "subjects do not act. Remove that node, or limit it to other blocks.",
-                kind="shape",
-            )
+        if not self._is_of_plan(attention):
+            return self._of_host(compute)
+        may_fuse = is_pytorch and self._acts_in_all_rows(site)
+        fused = attention.fused() if may_fuse else None
+        base, log_sums = (self._of_host(compute), None) if fused is None else fused
+        deltas = self._deltas(attention, site, base, log_sums)
+        changed = sum(int(delta.flatten(1).any(dim=1).sum()) for _, delta in deltas) if fused else 0
+        if fused and changed < self.plan.num_rows:
+            base = self._of_host(compute)  # a row without any effect is the host's to the last bit
+        if not deltas:
             return base
-        output = base if attention.is_output_split else split_heads(base, query.shape[1])
+        out = base.clone()  # a foreign override may have returned a tensor that it still uses
+        pixels = self._pixels(attention)
+        for rows, delta in deltas:
+            split = split_heads(delta, attention.query.shape[1])
+            attention.of_heads(out)[rows, :, pixels] += split.to(out.dtype)
+        return out
+
+    def _of_host(self, compute: Callable[[], Tensor]) -> Tensor:
+        self.is_attending = True
+        try:
+            return compute()
+        finally:
+            self.is_attending = False
+
+    def _pixels(self, attention: Attention) -> slice:
+        first = self.first_pixel % attention.query.shape[2]
+        return slice(first, first + self.grid.num_pixels)
+
+    def _acts_in_all_rows(self, site: BlockSite) -> bool:
+        acting = (
+            len(group.row_numbers)
+            for group in self.plan.groups
+            if any(site in each.subject.sites for each in group.occurrences)
+        )
+        return sum(acting) == self.plan.num_rows
+
+    def _is_of_plan(self, attention: Attention) -> bool:
+        """Whether rows and pixels are those that were planned for; says it where they are not."""
+        query, num_rows = attention.query, self.plan.num_rows
+        if len(query) == len(attention.key) == num_rows:
+            if self._pixels(attention).stop <= query.shape[2]:
+                return True
+        self.say(
+            "another node changed the shape of attention (rows, pixels) from "
+            f"{(num_rows, self.grid.num_pixels)} to {(len(query), query.shape[2])}; there the "
+            "subjects do not act. Remove that node, or limit it to other blocks.",
+            kind="shape",
+        )
+        return False
+
+    def _deltas(
+        self, attention: Attention, site: BlockSite, base: Tensor, log_sums: Tensor | None
+    ) -> list[tuple[Rows, Tensor]]:
+        pixels = self._pixels(attention)
+        text = slice(self.first_text_key, self.first_text_key + self.plan.num_text_tokens)
         inputs = SiteInputs(
-            query[:, :, pixels],
-            key[:, :, text],
-            value[:, :, text],
-            partial(_joint, attention, output, pixels, text),
+            attention.query[:, :, pixels],
+            attention.key[:, :, text],
+            attention.value[:, :, text],
+            partial(_joint, attention, attention.of_heads(base), log_sums, pixels, text),
             self.key_norms.get(site),
         )
         grid = (self.grid.height, self.grid.width)
         shown = Pixels(grid, grid, self.grid.frames)
-        deltas = site_deltas(self.plan, site, inputs, shown, host_attention, self.watch)
-        if not deltas:
-            return base
-        out = base.clone()  # a foreign override may have returned a tensor that it still uses
-        for rows, delta in deltas:
-            if attention.is_output_split:
-                out[rows, :, pixels] += split_heads(delta, query.shape[1]).to(out.dtype)
-            else:
-                out[rows, pixels] += delta.to(out.dtype)
-        return out
+        return site_deltas(self.plan, site, inputs, shown, host_attention, self.watch)
 
 
 def _joint(
-    attention: Attention, output: Tensor, pixels: slice, text: slice, rows: Rows
+    attention: Attention,
+    output: Tensor,
+    log_sums: Tensor | None,
+    pixels: slice,
+    text: slice,
+    rows: Rows,
 ) -> JointSoftmax:
     """The softmax of some rows' pixels over all keys: text and picture, or a text that may be long."""
     bias = attention.bias
     if bias is not None:
         bias = bias[rows] if len(bias) > 1 else bias
         bias = bias[:, :, pixels] if bias.shape[2] > 1 else bias
+    if log_sums is None:
+        queries = attention.query[rows][:, :, pixels]
+        log_sums = log_sum_exp(queries, attention.key[rows], bias)
+    else:
+        log_sums = log_sums[rows][:, :, pixels]
     return JointSoftmax(
-        log_sum_exp(attention.query[rows][:, :, pixels], attention.key[rows], bias),
-        output[rows][:, :, pixels],
-        None if bias is None else bias[..., text],
+        log_sums, output[rows][:, :, pixels], None if bias is None else bias[..., text]
     )

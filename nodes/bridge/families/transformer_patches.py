@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .model_call import CALL_KEY, ModelCall, Standing, current_call
-from .transformer_call import Attention, TransformerCall
+from .attention_call import Attention
+from .model_call import CALL_KEY, ModelCall, Standing, computes_as_pytorch, current_call
+from .transformer_call import TransformerCall
 
 OVERRIDE = "optimized_attention_override"  # ComfyUI's name
 _BLOCKS = "dit"  # of `patches_replace`
@@ -59,13 +60,8 @@ def _attend(
     if not isinstance(call, TransformerCall) or call.is_attending:
         return base(*args, **kwargs)
     attention = Attention.of(*args, **kwargs)
-    site = call.site_of(attention)
-    call.is_attending = True
-    try:
-        out = base(*args, **kwargs)
-    finally:
-        call.is_attending = False
-    return call.added_to(out, site, attention)
+    is_pytorch = within is None and computes_as_pytorch(function, attention.query)
+    return call.output(attention, partial(base, *args, **kwargs), is_pytorch)
 
 
 def _attend_now(within: Attend | None, function: Attend, *args: Any, **kwargs: Any) -> Tensor:
