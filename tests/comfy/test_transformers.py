@@ -22,6 +22,7 @@ from dit_scene import shared_scene
 from each_family import EACH
 
 
+@pytest.mark.smoke
 @EACH
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_subject_equals_the_value_table(family, cfg):

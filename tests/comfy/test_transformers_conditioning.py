@@ -79,6 +79,7 @@ class Cast:
         assert_equal(found, expected, without)
 
 
+@pytest.mark.smoke
 @EACH
 def test_masks_areas_and_times_of_several_prompts(family):
     def prepare(texts):

@@ -76,6 +76,7 @@ RELATIVES = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("relative", RELATIVES)
 def test_relatives_of_wan_equal_the_value_table(relative):
     unet, values, (height, width) = RELATIVES[relative]
