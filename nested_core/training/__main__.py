@@ -50,12 +50,18 @@ def _train(arguments: Sequence[str] | None) -> int:
     from .data import open_data
     from .diffusers_model import load_base_model
     from .processes import make_accelerator
-    from .trainer import Trainer
+    from .trainer import FROZEN_DTYPES, Trainer
 
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
         logging.getLogger(__package__).setLevel(logging.WARNING)
-    base_model = load_base_model(config.base, config.image_encoder, config.base_config)
+    base_model = load_base_model(
+        config.base,
+        config.image_encoder,
+        config.base_config,
+        FROZEN_DTYPES[accelerator.mixed_precision],
+        config.distilled_guidance,
+    )
     data = open_data(config, base_model.image_encoder.image_size)
     trainer = Trainer(config, base_model, data, accelerator)
     trainer.begin(resume)

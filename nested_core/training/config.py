@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..attention import ValueNorm, ValueNormMode
-from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
+from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, NestedKey, ResamplerConfig
 from ..preprocess import CropMode
 from .errors import TrainingError
 from .optimiser import LearningRateSchedule
@@ -34,7 +34,7 @@ class TrainingConfig:
     """Everything a run is made of, besides how many processes take part in it."""
 
     output: str = _setting("", "folder of the run: encoder, checkpoints, samples, logs")
-    base: str = _setting("", "base model: .safetensors checkpoint, diffusers folder or hub name")
+    base: str = _setting("", "base model: diffusers folder, hub name or .safetensors checkpoint")
     base_config: str = _setting(
         "", "diffusers folder with configurations, for an offline checkpoint"
     )
@@ -58,6 +58,9 @@ class TrainingConfig:
     resampler_dim_head: int = _setting(64, "width of one head")
     value_norm: ValueNormMode = _setting("per_head", "how the subject's values are normalised")
     value_norm_scale: float = _setting(2.0, "their length, in lengths of the text value")
+    nested_key: NestedKey = _setting(
+        "plain", "model_norm: nested keys pass the norm that the base model has for its text's"
+    )
     tokens_like_text: bool = _setting(True, "subject tokens start with the spread of text tokens")
     text_statistics: int = _setting(64, "captions from which that spread is measured")
     initial_encoder: str = _setting("", "encoder file whose weights training starts from")
@@ -96,6 +99,9 @@ class TrainingConfig:
     )
     sample_steps: int = _setting(30, "denoising steps of a sample")
     guidance: float = _setting(5.0, "classifier-free guidance of a sample")
+    distilled_guidance: float = _setting(
+        1.0, "guidance that a guidance-distilled base model is told in training"
+    )
 
     def __post_init__(self) -> None:
         numbers = ("steps", "batch_size", "accumulation", "resolution", "save_every", "log_every")
@@ -124,7 +130,9 @@ class TrainingConfig:
             output_dim=text_dim,
         )
         norm = ValueNorm(self.value_norm, self.value_norm_scale)
-        return EncoderConfig(self.noun, base, image_encoder, resampler, norm)
+        return EncoderConfig(
+            self.noun, base, image_encoder, resampler, norm, nested_key=self.nested_key
+        )
 
     def to_json(self) -> str:
         """All settings, as a file that `--config` reads."""

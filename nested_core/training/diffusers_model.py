@@ -1,4 +1,4 @@
-"""SD1.5 and SDXL through diffusers, the only file that imports it."""
+"""Base models through diffusers: which one it is, and SD1.5 and SDXL. The only file that imports it."""
 
 # diffusers and transformers are typed in part only; what leaves this file is typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -27,15 +27,23 @@ from ..sites import Site
 from ..vision import patch_features
 from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
 from .errors import TrainingError
+from .flow_models import FLOW_FAMILIES, family_of_pipeline
+from .flow_models.model import TransformerModel
 from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
-from .noise_schedule import NoiseSchedule
+from .noise_schedule import NoiseSchedule, ShiftBySize
 
 # SDXL's VAE overflows in half precision; the others' are small beside the UNet.
 _VAE_DTYPE = torch.float32
 
 
-def load_base_model(base: str, image_encoder: str, base_config: str = "") -> DiffusersModel:
-    """The base model and the image encoder, on the CPU in float32.
+def load_base_model(
+    base: str,
+    image_encoder: str,
+    base_config: str = "",
+    dtype: torch.dtype = torch.float32,
+    guidance: float = 1.0,
+) -> DiffusersModel | TransformerModel:
+    """The base model and the image encoder, on the CPU; UNets in float32.
 
     Args:
         base: a checkpoint file (`.safetensors`), a folder in diffusers' layout, or a model's name on
@@ -43,12 +51,14 @@ def load_base_model(base: str, image_encoder: str, base_config: str = "") -> Dif
         image_encoder: a folder or a hub name of a CLIP vision model with projection.
         base_config: for a checkpoint file on a machine without network, a folder with the
             configurations of the same family's pipeline in diffusers' layout.
+        dtype: of a transformer and its text encoders, too large to be held in float32 for nothing.
+        guidance: that a guidance-distilled model is told.
 
     Raises:
         TrainingError: they cannot be loaded, or are of another family.
     """
     try:
-        pipeline = _load_pipeline(base, base_config)
+        description, pipeline = _load_pipeline(base, base_config, dtype)
         vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder)
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(
@@ -56,12 +66,32 @@ def load_base_model(base: str, image_encoder: str, base_config: str = "") -> Dif
             f"loaded ({error}). Expected: a .safetensors checkpoint of SD1.5 or SDXL, a folder in "
             "diffusers' layout or a hub name; and a folder or hub name of a CLIP vision model."
         ) from error
-    return DiffusersModel(pipeline, vision)
+    if description is None:
+        return DiffusersModel(pipeline, vision)
+    schedule = read_schedule(pipeline.scheduler)
+    return TransformerModel(description, pipeline, vision, schedule, guidance)
 
 
-def _load_pipeline(base: str, base_config: str) -> Any:
-    if not Path(base).is_file():
-        return DiffusionPipeline.from_pretrained(base)
+def _load_pipeline(base: str, base_config: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Its family's description, if it is a transformer, and the pipeline."""
+    if Path(base).is_file():
+        return None, _load_checkpoint(base, base_config)
+    parts: Any = DiffusionPipeline.load_config(base)
+    name = str(parts.get("_class_name"))
+    description = family_of_pipeline(name)
+    if description is not None:
+        dtypes = {"default": dtype, "vae": _VAE_DTYPE}
+        return description, DiffusionPipeline.from_pretrained(base, dtype=dtypes)
+    if "unet" not in parts:
+        known = ", ".join(["SD1.5", "SDXL", *(each.label for each in FLOW_FAMILIES)])
+        raise TrainingError(
+            f"Training: the base model '{base}' is a {name}, whose layers this trainer does not know. "
+            f"Expected a text-to-image pipeline of {known}."
+        )
+    return None, DiffusionPipeline.from_pretrained(base)
+
+
+def _load_checkpoint(base: str, base_config: str) -> Any:
     options = {"config": base_config, "local_files_only": True} if base_config else {}
     # The two classes read each other's files without complaint, into a wrong model.
     if any(name.startswith("conditioner.") for name in read_header(base).tensors):
@@ -193,7 +223,11 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__:
-        return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
+        return NoiseSchedule(
+            "flow", shift=config.get("shift") or 1.0, shift_by_size=_shift_by_size(config)
+        )
+    if config.get("use_flow_sigmas"):
+        return NoiseSchedule("flow", shift=config.get("flow_shift") or 1.0)
     prediction = config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
         raise TrainingError(
@@ -201,6 +235,16 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
             "epsilon, v_prediction or flow matching."
         )
     return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
+
+
+def _shift_by_size(config: Any) -> ShiftBySize | None:
+    if not config.get("use_dynamic_shifting"):
+        return None
+    return ShiftBySize(
+        (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)),
+        (config.get("base_shift", 0.5), config.get("max_shift", 1.15)),
+        config.get("time_shift_type", "exponential") == "exponential",
+    )
 
 
 def find_sites(unet: nn.Module) -> dict[Site, Any]:

@@ -38,7 +38,7 @@ def draw_samples(
     generators = [torch.Generator().manual_seed(config.seed + row) for row in range(count)]
     shape = base_model.encode_pixels(torch.zeros(1, 3, side, side), generators[:1]).shape[1:]
     latents = randomise_rows(generators, torch.randn, *shape).to(device)
-    schedule = base_model.schedule
+    schedule = base_model.schedule.of_size(*shape[-2:])
     times = schedule.times(torch.linspace(0.999, 0.0, config.sample_steps + 1, device=device))
     for time, next_time in pairwise(times[:, None].expand(-1, count)):
         timesteps = schedule.timesteps(time)
@@ -72,8 +72,10 @@ def sample_grid(
     for prompt in prompts:
         captions = [Caption(prompt, caption.noun) for caption in batch.captions]
         positions = base_model.encode_captions(captions, list(batch.sizes)).positions
-        is_bound = bool((positions >= 0).all())
-        bound = NestedSubjects(keys_values, positions, encoder_config.value_norm)
+        is_bound = bool((positions.view(len(captions), -1) >= 0).any(dim=1).all())
+        bound = NestedSubjects(
+            keys_values, positions, encoder_config.value_norm, encoder_config.nested_key
+        )
         for subjects in (None, bound if is_bound else None):
             columns.append(draw_samples(base_model, captions, subjects, config, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)

@@ -37,7 +37,7 @@ from .run_folder import RunFolder
 from .samples import sample_batch, sample_grid, save_grid
 from .training_state import TrainingState
 
-_FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NUM_SAMPLES = 4
 
@@ -69,7 +69,7 @@ class Trainer:
         )
         for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
-        base_model.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
+        base_model.place(accelerator.device, FROZEN_DTYPES[accelerator.mixed_precision])
         if config.gradient_checkpointing:
             base_model.save_memory()
         self._prepare(KeyValueEncoder(encoder).train())
