@@ -20,7 +20,7 @@ from nested_core.training.nested_attention import attend_joint
 transformer_call = pack.module("nodes.bridge.families.transformer_call")
 
 SAMPLED = "a pencil drawing of {subject} with a black dog"
-FAMILIES = ["flux"]
+FAMILIES = ["flux", "sd3", "qwen_image", "z_image"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -50,7 +50,9 @@ def sampled(hosts, subject) -> Any:
         lambda _, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
     )
     height, width = scene.height, scene.width
-    scene.height, scene.width = 8, 6  # whole patches, as in training
+    # Whole patches, as in training, and an even number of them: of an odd one the two hosts call
+    # another the middle in Qwen-Image.
+    scene.height, scene.width = 8, 12
     try:
         scene.sample(model, scene.encode(text, clip), scene.encode("", clip), cfg=1.0)
     finally:
@@ -127,7 +129,12 @@ def as_in_training(hosts, args, kwargs) -> tuple[torch.Tensor, torch.Tensor, Tex
     noisy, times = args[0], args[1]
     context = kwargs["context"] if "context" in kwargs else args[2]
     noisy = noisy[:, :, 0] if noisy.ndim == 5 else noisy
-    extras = {"pooled": kwargs["y"]} if kwargs.get("y") is not None else {}
+    extras = {
+        "kept": torch.ones(context.shape[:2], dtype=torch.bool),
+        "lengths": torch.tensor([context.shape[1]]),
+    }
+    if kwargs.get("y") is not None:
+        extras["pooled"] = kwargs["y"]
     return (
         noisy,
         times * TIMES.get(hosts.scene.family, 1000.0),

@@ -76,12 +76,18 @@ def both_hosts(family: str, folder: Path, **settings: Any) -> BothHosts:
 
 GUIDANCE = {"flux": 3.5}  # ComfyUI's, where a prompt brings none
 # What diffusers' classes do not let anybody choose.
-LAYOUTS: dict[str, dict[str, Any]] = {"flux": {"mlp_ratio": 4.0}}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "flux": {"mlp_ratio": 4.0},
+    "sd3": {"mlp_ratio": 4.0},
+    "z_image": {"ffn_dim_multiplier": 8 / 3, "multiple_of": 2},
+}
+# What ComfyUI's do not.
+CHANGES: dict[str, dict[str, Any]] = {"sd3": {"text_width": 4096}}
 
 
 def _train(scene: TransformerScene, folder: Path, settings: dict[str, Any]) -> Path:
     base, vision, data = (folder / name for name in ("base", "vision", "data"))
-    pipeline = tiny_flow_models.tiny_flow_pipeline(scene.family)
+    pipeline = tiny_flow_models.tiny_flow_pipeline(scene.family, **CHANGES.get(scene.family, {}))
     pipeline.transformer.load_state_dict(converted(scene, pipeline.transformer))
     pipeline.save_pretrained(base)
     tiny_models.save_tiny_image_encoder(vision)
@@ -103,7 +109,9 @@ def converted(scene: TransformerScene, transformer: Any) -> dict[str, Tensor]:
     if scene.family == "flux":
         names = comfy.utils.flux_to_diffusers(model.model_config.unet_config)
         return {name: _by(names[name], weights) for name in transformer.state_dict()}
-    return _CONVERTERS[scene.family](weights)
+    own = transformer.state_dict()
+    found = _CONVERTERS[scene.family](weights)
+    return {name: _filled_up(each, own[name].shape) for name, each in found.items()}
 
 
 def _by(place: Any, weights: dict[str, Tensor]) -> Tensor:
@@ -113,6 +121,15 @@ def _by(place: Any, weights: dict[str, Tensor]) -> Tensor:
     name, rows, *exchange = place
     weight = weights[name] if rows is None else weights[name].narrow(*rows)
     return exchange[0](weight) if exchange else weight
+
+
+def _filled_up(weight: Tensor, shape: torch.Size) -> Tensor:
+    """With zeros, which change nothing: diffusers leaves Z-Image's hidden layer for times no size."""
+    if weight.shape == shape:
+        return weight
+    filled = weight.new_zeros(shape)
+    filled[tuple(slice(length) for length in weight.shape)] = weight
+    return filled
 
 
 _CONVERTERS = {

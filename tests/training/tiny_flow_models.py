@@ -13,15 +13,28 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tiny_models import randomise
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -118,9 +131,121 @@ def _flux(**transformer: Any) -> FluxPipeline:
     )
 
 
-PIPELINES: dict[str, Callable[..., Any]] = {"flux": _flux}
+def _sd3(text_width: int = 64, **transformer: Any) -> StableDiffusion3Pipeline:
+    model = SD3Transformer2DModel(
+        sample_size=12,
+        patch_size=2,
+        in_channels=16,
+        num_layers=3,
+        attention_head_dim=64,
+        num_attention_heads=2,
+        joint_attention_dim=text_width,
+        caption_projection_dim=128,
+        pooled_projection_dim=CLIP_L + CLIP_G,
+        pos_embed_max_size=12,
+        dual_attention_layers=(0, 1),
+        qk_norm="rms_norm",
+        **transformer,
+    )
+    tokenizer = _clip_tokenizer()
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(),
+        text_encoder=randomise(CLIPTextModelWithProjection(_clip_config(CLIP_L)), 3),
+        tokenizer=tokenizer,
+        text_encoder_2=randomise(CLIPTextModelWithProjection(_clip_config(CLIP_G)), 4),
+        tokenizer_2=tokenizer,
+        text_encoder_3=_t5(text_width),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=randomise_all(model, 1),
+    )
 
 
-def tiny_flow_pipeline(family: str, **transformer: Any) -> Any:
-    """`transformer` replaces entries of its configuration."""
-    return PIPELINES[family](**transformer)
+_QWEN: dict[str, Any] = {
+    "hidden_size": TEXT,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+# Qwen3's, for a prompt alone; the tokenizer that ComfyUI ships is Qwen2.5's.
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{{ '<|im_start|>assistant\\n' }}"
+)
+
+
+def _qwen_tokenizer() -> Any:
+    tokenizer = Qwen2TokenizerFast.from_pretrained(_tokenizers("qwen25_tokenizer"))
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def _video_vae(kind: Any = AutoencoderKLQwenImage) -> Any:
+    statistics = {"latents_mean": [0.1 * i for i in range(16)], "latents_std": [1.5, 0.7] * 8}
+    return randomise(kind(base_dim=8, z_dim=16, num_res_blocks=1, **statistics), 2)
+
+
+def _qwen_image(**transformer: Any) -> QwenImagePipeline:
+    model = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT,
+        axes_dims_rope=(4, 6, 6),
+        **transformer,
+    )
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    text = {
+        **_QWEN,
+        "vocab_size": 151936,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e6},
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={**eyes, "out_hidden_size": TEXT, "fullatt_block_indexes": [0]},
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9),
+        vae=_video_vae(),
+        text_encoder=randomise(Qwen2_5_VLForConditionalGeneration(config), 7),
+        tokenizer=_qwen_tokenizer(),
+        transformer=randomise_all(model, 1),
+    )
+
+
+def _z_image(**transformer: Any) -> ZImagePipeline:
+    model = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=256,
+        n_layers=3,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=TEXT,
+        axes_dims=[32, 48, 48],
+        **transformer,
+    )
+    config = Qwen3Config(**_QWEN, head_dim=16, vocab_size=151936)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(),
+        text_encoder=randomise(Qwen3Model(config), 7),
+        tokenizer=_qwen_tokenizer(),
+        transformer=randomise_all(model, 1),
+    )
+
+
+PIPELINES: dict[str, Callable[..., Any]] = {
+    "flux": _flux,
+    "sd3": _sd3,
+    "qwen_image": _qwen_image,
+    "z_image": _z_image,
+}
+
+
+def tiny_flow_pipeline(family: str, **changes: Any) -> Any:
+    """`changes` replace entries of the transformer's configuration."""
+    return PIPELINES[family](**changes)

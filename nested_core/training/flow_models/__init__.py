@@ -13,8 +13,11 @@ from collections.abc import Sequence
 
 from .description import FlowFamily
 from .flux import Flux
+from .qwen_image import QwenImage
+from .sd3 import StableDiffusion3
+from .z_image import ZImage
 
-FLOW_FAMILIES: Sequence[FlowFamily] = (Flux(),)
+FLOW_FAMILIES: Sequence[FlowFamily] = (Flux(), StableDiffusion3(), QwenImage(), ZImage())
 
 
 def family_of_pipeline(class_name: str) -> FlowFamily | None:

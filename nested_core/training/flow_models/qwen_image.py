@@ -51,7 +51,9 @@ class QwenImage(FlowFamily):
         return context, {"kept": kept.bool()}
 
     def predict(self, model: Any, asked: Asked) -> Tensor:
-        kept = asked.text.extras["kept"]
+        kept: Tensor | None = asked.text.extras["kept"]
+        if bool(kept.all()):
+            kept = None  # attention without a mask has the faster kernels
         out = model(
             hidden_states=asked.packed(),
             encoder_hidden_states=asked.text.context,

@@ -30,9 +30,7 @@ class StableDiffusion3(FlowFamily):
 
     def problem(self, pipeline: Any) -> str | None:
         if len([name for name in self.text_encoders if getattr(pipeline, name) is None]):
-            return (
-                "lacks a text encoder; expected all three, two CLIPs and T5. Load the whole pipeline."
-            )
+            return "lacks a text encoder; expected all three, two CLIPs and T5. Load the whole pipeline."
         return None
 
     def layer(self, site: Site) -> Any:

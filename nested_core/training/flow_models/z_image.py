@@ -41,9 +41,7 @@ class ZImage(FlowFamily):
         )
         end = len(pipeline.tokenizer(template.split(_PLACE)[1])["input_ids"])
         tokenizer = pipeline.tokenizer
-        return [
-            Reader(tokenizer, "qwen3_4b", LUMINA2, _TEXT_TOKENS, template, num_end_tokens=end)
-        ]
+        return [Reader(tokenizer, "qwen3_4b", LUMINA2, _TEXT_TOKENS, template, num_end_tokens=end)]
 
     def encode(
         self, pipeline: Any, texts: Sequence[str], device: torch.device
@@ -61,7 +59,7 @@ class ZImage(FlowFamily):
         return -(-asked.text.context.shape[1] // _MULTIPLE) * _MULTIPLE
 
     def predict(self, model: Any, asked: Asked) -> Tensor:
-        lengths = asked.text.extras["lengths"].tolist()
+        lengths = [int(each) for each in asked.text.extras["lengths"]]
         rows = [each[:length] for each, length in zip(asked.text.context, lengths, strict=True)]
         pictures = list(asked.noisy[:, :, None])  # a frame each
         out = model(pictures, 1.0 - asked.times, rows).sample
