@@ -19,6 +19,7 @@ from .errors import TrainingError
 from .optimiser import LearningRateSchedule
 
 Precision = Literal["float32", "float16", "bfloat16"]
+CacheKind = Literal["none", "disk"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
 
@@ -40,6 +41,11 @@ class TrainingConfig:
     )
     image_encoder: str = _setting("", "CLIP vision model: folder or hub name")
     data: str = _setting("", "folder with metadata.jsonl, or webdataset shards: x/{000..099}.tar")
+
+    cache: CacheKind = _setting(
+        "none", "disk: transformers' captions and pictures are encoded before training, once"
+    )
+    cache_folder: str = _setting("", "where to, for several runs; none: OUTPUT/cache")
 
     noun: str = _setting("person", "what stands in captions for {subject}")
     resolution: int = _setting(1024, "side of the training pictures, pixels")
@@ -114,6 +120,13 @@ class TrainingConfig:
                 f"drop_image, drop_text and drop_both are {shares}, expected shares of the samples "
                 "that sum to 1 at most."
             )
+
+    @property
+    def cache_path(self) -> Path | None:
+        """Where encoded captions and pictures are kept, if they are."""
+        if self.cache == "none":
+            return None
+        return Path(self.cache_folder) if self.cache_folder else Path(self.output, "cache")
 
     def encoder_config(
         self, base: str, image_encoder: ImageEncoderConfig, text_dim: int

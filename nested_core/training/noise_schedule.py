@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..shapes import Float
+from .errors import TrainingError
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 
@@ -123,3 +124,35 @@ class NoiseSchedule:
         if self.prediction == "epsilon":
             return (gamma * sigma.square() / alpha.square()).clamp(max=1.0)
         return torch.minimum(alpha.square(), gamma * sigma.square())
+
+
+def read_schedule(scheduler: Any) -> NoiseSchedule:
+    """How the base model was trained, from its scheduler's configuration.
+
+    Raises:
+        TrainingError: a prediction that this trainer does not know.
+    """
+    config = scheduler.config
+    if "FlowMatch" in type(scheduler).__name__:
+        return NoiseSchedule(
+            "flow", shift=config.get("shift") or 1.0, shift_by_size=_shift_by_size(config)
+        )
+    if config.get("use_flow_sigmas"):
+        return NoiseSchedule("flow", shift=config.get("flow_shift") or 1.0)
+    prediction = config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
+        raise TrainingError(
+            f"Training: the base model's scheduler predicts '{prediction}', expected "
+            "epsilon, v_prediction or flow matching."
+        )
+    return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
+
+
+def _shift_by_size(config: Any) -> ShiftBySize | None:
+    if not config.get("use_dynamic_shifting"):
+        return None
+    return ShiftBySize(
+        (config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)),
+        (config.get("base_shift", 0.5), config.get("max_shift", 1.15)),
+        config.get("time_shift_type", "exponential") == "exponential",
+    )

@@ -14,30 +14,38 @@ import logging
 import random
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_tensorboard_available
+from accelerate.utils import InitProcessGroupKwargs, gather_object, is_tensorboard_available
 
 from ..errors import NestedAttentionError
 from .config import TrainingConfig
 from .errors import TrainingError
 from .files import short_repr
 
+_LONGEST_WAIT = timedelta(days=1)
+
 log = logging.getLogger(__name__)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate, as this run's settings say; its own configuration says the rest."""
+    handlers: list[Any] = []
+    if config.cache != "none":
+        # One process may have to encode for hours after the others have done their share.
+        handlers.append(InitProcessGroupKwargs(timeout=_LONGEST_WAIT))
     trackers = ["tensorboard"] if config.tensorboard and is_tensorboard_available() else None
     return Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         log_with=cast("Any", trackers),
         project_dir=config.output,
+        kwargs_handlers=handlers,
     )
 
 

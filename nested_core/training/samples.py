@@ -14,12 +14,14 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
-from .base_model import BaseModel, Caption, PictureSize, randomise_rows
+from .base_model import SUBJECT, BaseModel, Caption, PictureSize, randomise_rows
 from .config import TrainingConfig
 from .data.batches import Batch, Data, Stripe, close_batches
 from .files import replace_file
 from .loss import Project
 from .nested_attention import NestedSubjects
+
+NUM_SAMPLES = 4  # rows of a grid
 
 
 @torch.no_grad()
@@ -80,6 +82,19 @@ def sample_grid(
             columns.append(draw_samples(base_model, captions, subjects, config, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)
     return ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_prompts(data: Data, config: TrainingConfig) -> Sequence[str]:
+    """The settings', or where there are none, captions of the data."""
+    texts = [caption.text for caption in data.some_captions(2)]
+    return config.sample_prompts or [text for text in texts if SUBJECT in text]
+
+
+def sample_captions(data: Data, config: TrainingConfig) -> list[Caption]:
+    """Whatever the sample grids have encoded."""
+    nouns = [caption.noun for caption in sample_batch(data, NUM_SAMPLES).captions]
+    prompts = sample_prompts(data, config)
+    return [Caption("", ""), *(Caption(text, noun) for text in prompts for noun in nouns)]
 
 
 def sample_batch(data: Data, most: int) -> Batch:

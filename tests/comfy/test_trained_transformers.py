@@ -129,10 +129,7 @@ def as_in_training(hosts, args, kwargs) -> tuple[torch.Tensor, torch.Tensor, Tex
     noisy, times = args[0], args[1]
     context = kwargs["context"] if "context" in kwargs else args[2]
     noisy = noisy[:, :, 0] if noisy.ndim == 5 else noisy
-    extras = {
-        "kept": torch.ones(context.shape[:2], dtype=torch.bool),
-        "lengths": torch.tensor([context.shape[1]]),
-    }
+    extras = {"lengths": torch.tensor([context.shape[1]])}
     if kwargs.get("y") is not None:
         extras["pooled"] = kwargs["y"]
     return (

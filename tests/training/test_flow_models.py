@@ -11,7 +11,7 @@ import tiny_flow_models
 import torch
 from accelerate import Accelerator
 from tiny_flow_models import tiny_flow_pipeline
-from tiny_models import tiny_image_encoder, tiny_settings, write_examples
+from tiny_models import tiny_image_encoder
 from torch import Tensor
 
 from nested_core.attention import ValueNorm
@@ -21,12 +21,12 @@ from nested_core.training.__main__ import main
 from nested_core.training.base_model import BaseModel, Caption, PictureSize, TextConditions
 from nested_core.training.config import TrainingConfig
 from nested_core.training.data import open_data
-from nested_core.training.diffusers_model import load_base_model, read_schedule
+from nested_core.training.diffusers_model import load_base_model
 from nested_core.training.errors import TrainingError
 from nested_core.training.flow_models import FLOW_FAMILIES
 from nested_core.training.flow_models.model import TransformerModel
 from nested_core.training.nested_attention import NestedSubjects
-from nested_core.training.noise_schedule import NoiseSchedule
+from nested_core.training.noise_schedule import NoiseSchedule, read_schedule
 from nested_core.training.trainer import Trainer
 
 FAMILIES = tuple(tiny_flow_models.PIPELINES)
@@ -135,21 +135,6 @@ def test_latents_are_drawn_by_row(family) -> None:
     assert model.decode_latents(both).shape == (2, 3, 64, 64)
     with pytest.raises(TrainingError, match="resolution is 72, expected a multiple of 16"):
         encode(torch.zeros(2, 3, 72, 72), [1, 2])
-
-
-@pytest.fixture
-def run_settings(tmp_path, image_encoder_folder):
-    """Settings of a run of two steps on a tiny transformer."""
-
-    def make(family: str, **changes: Any) -> dict[str, Any]:
-        base = tmp_path / "base"
-        if not base.exists():
-            tiny_flow_pipeline(family).save_pretrained(base)
-            write_examples(tmp_path / "data")
-        folders = tmp_path / "run", base, image_encoder_folder, tmp_path / "data"
-        return {**tiny_settings(*folders), "steps": 2, "weight_decay": 0.0, **changes}
-
-    return make
 
 
 @EACH

@@ -71,8 +71,8 @@ class FlowFamily(ABC):
     text_encoders: ClassVar[Sequence[str]]
     is_video: ClassVar[bool] = False
 
-    def problem(self, pipeline: Any) -> str | None:
-        """What of this model cannot be trained with; None: nothing."""
+    def problem(self, parts: Mapping[str, Any]) -> str | None:
+        """What of a pipeline with these parts, as its index names them, cannot be trained with."""
         return None
 
     @abstractmethod

@@ -19,19 +19,20 @@ from ...shapes import Float
 from ...sites import Site
 from ...vision import patch_features
 from ..base_model import Caption, PictureSize, TextConditions, randomise_rows
-from ..errors import TrainingError
 from ..nested_attention import NestedSubjects
 from ..noise_schedule import FLOW_TIMESTEPS, NoiseSchedule
 from .calls import Call, checkpointed, during
-from .description import CELL, PATCH, Asked, FlowFamily
+from .description import Asked, FlowFamily
+from .encoding import Encoding, PipelineEncoding
 from .layers import install
-from .texts import noun_rows, within_reach
-
-_VAE_DTYPE = torch.float32
 
 
 class TransformerModel:
-    """The `BaseModel` of a pipeline around a flow transformer. The pipeline's modules are frozen."""
+    """The `BaseModel` of a pipeline around a flow transformer. The pipeline's modules are frozen.
+
+    Args:
+        encoding: of captions and pictures; None: by the pipeline's modules.
+    """
 
     def __init__(
         self,
@@ -40,17 +41,15 @@ class TransformerModel:
         vision: Any,
         schedule: NoiseSchedule,
         guidance: float = 1.0,
+        encoding: Encoding | None = None,
     ) -> None:
         self.description, self.pipeline, self.vision = description, pipeline, vision
         self.guidance = guidance
         self.transformer: Any = pipeline.transformer
-        self.vae: Any = pipeline.vae
+        self.encoding: Encoding = encoding or PipelineEncoding(description, pipeline)
         self.family: AnyFamily = description.family
         self.base = description.base
         self.schedule = schedule
-        problem = description.problem(pipeline)
-        if problem:
-            raise HostError(f"Training: this {description.label} {problem}")
         self._layers = self._find_layers()
         self.site_dims: Mapping[Site, int] = {
             site: description.projections(layer)[0].shape[0] for site, layer in self._layers.items()
@@ -75,17 +74,14 @@ class TransformerModel:
             raise HostError(f"Training: {kind} has {error}") from error
         return {site: self.transformer.get_submodule(name) for site, name in self._names.items()}
 
-    def text_encoders(self) -> list[Any]:
-        """Those that are there."""
-        found = (getattr(self.pipeline, name, None) for name in self.description.text_encoders)
-        return [each for each in found if each is not None]
-
     def frozen_modules(self) -> Sequence[nn.Module]:
-        return [self.transformer, self.vae, self.vision, *self.text_encoders()]
+        return [self.transformer, self.vision, *self.encoding.modules()]
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        for module in self.frozen_modules():
-            nn.Module.to(module, device, _VAE_DTYPE if module is self.vae else dtype)
+        # Not the libraries' own `to`, which warns of parts to be kept in float32.
+        nn.Module.to(self.transformer, device, dtype)
+        nn.Module.to(self.vision, device, dtype)
+        self.encoding.place(device, dtype)
 
     def save_memory(self) -> None:
         self.transformer.enable_gradient_checkpointing(checkpointed)
@@ -93,58 +89,21 @@ class TransformerModel:
     def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
         return self.description.projections(self._layers[site])
 
-    @torch.no_grad()
     def encode_captions(
         self, captions: Sequence[Caption], sizes: Sequence[PictureSize]
     ) -> TextConditions:
         """The rows that ComfyUI's text encoders give. Sizes are nothing to these models."""
-        readers = self.description.readers(self.pipeline)
-        captions = [within_reach(caption, readers) for caption in captions]
-        device = self.text_encoders()[0].device
-        context, extras = self.description.encode(
-            self.pipeline, [caption.plain for caption in captions], device
-        )
-        return TextConditions(context, noun_rows(captions, readers, context.device), extras)
+        return self.encoding.texts(captions)
 
-    @torch.no_grad()
     def encode_pixels(
         self, pixels: Tensor, generators: Sequence[torch.Generator]
     ) -> Float[Tensor, "batch channels height width"]:
-        if pixels.shape[-1] % (PATCH * CELL) or pixels.shape[-2] % (PATCH * CELL):
-            raise TrainingError(
-                f"resolution is {pixels.shape[-1]}, expected a multiple of {PATCH * CELL} for "
-                f"{self.description.label}."
-            )
-        pixels = pixels.to(self.vae.device, _VAE_DTYPE)
-        posterior = self.vae.encode(self._as_video(pixels)).latent_dist
-        mean, deviation = self._as_picture(posterior.mean), self._as_picture(posterior.std)
+        mean, deviation = self.encoding.posterior(pixels)
         noise = randomise_rows(generators, torch.randn, *mean.shape[1:])
-        shift, scale = self._latent_statistics(mean)
-        return (mean + deviation * noise.to(mean) - shift) / scale
+        return mean + deviation * noise.to(mean)
 
-    @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Float[Tensor, "batch 3 height width"]:
-        latents = latents.to(_VAE_DTYPE)
-        shift, scale = self._latent_statistics(latents)
-        decoded = self.vae.decode(self._as_video(latents * scale + shift)).sample
-        return self._as_picture(decoded).clamp(-1, 1).float()
-
-    def _as_video(self, pictures: Tensor) -> Tensor:
-        """With an axis of frames, one of them, for the VAEs of video models."""
-        return pictures[:, :, None] if self.description.is_video else pictures
-
-    def _as_picture(self, video: Tensor) -> Tensor:
-        return video[:, :, 0] if self.description.is_video else video
-
-    def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of latents, of each channel or of all."""
-        config = self.vae.config
-        if "latents_mean" in config and config.latents_mean is not None:
-            statistics = torch.tensor([config.latents_mean, config.latents_std]).to(like)
-            mean, deviation = statistics[..., None, None]
-            return mean, deviation
-        shift = torch.tensor(config.shift_factor or 0.0).to(like)
-        return shift, torch.tensor(1.0 / config.scaling_factor).to(like)
+        return self.encoding.decode(latents)
 
     @torch.no_grad()
     def patch_features(

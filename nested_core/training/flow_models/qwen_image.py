@@ -48,10 +48,11 @@ class QwenImage(FlowFamily):
         context, kept = pipeline.encode_prompt(list(texts), device=device)
         if kept is None:  # texts of one length
             kept = torch.ones(context.shape[:2], device=context.device)
-        return context, {"kept": kept.bool()}
+        return context, {"lengths": kept.sum(dim=1)}
 
     def predict(self, model: Any, asked: Asked) -> Tensor:
-        kept: Tensor | None = asked.text.extras["kept"]
+        rows = torch.arange(asked.text.context.shape[1], device=asked.noisy.device)
+        kept: Tensor | None = rows[None] < asked.text.extras["lengths"][:, None]
         if bool(kept.all()):
             kept = None  # attention without a mask has the faster kernels
         out = model(

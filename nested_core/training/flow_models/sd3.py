@@ -28,8 +28,8 @@ class StableDiffusion3(FlowFamily):
     pipelines = ("StableDiffusion3Pipeline",)
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-    def problem(self, pipeline: Any) -> str | None:
-        if len([name for name in self.text_encoders if getattr(pipeline, name) is None]):
+    def problem(self, parts: Mapping[str, Any]) -> str | None:
+        if any(not (parts.get(name) or [None])[0] for name in self.text_encoders):
             return "lacks a text encoder; expected all three, two CLIPs and T5. Load the whole pipeline."
         return None
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...families import AnyFamily
 from ...shapes import Int
-from ..base_model import SUBJECT, Caption, CaptionTokenizer
+from ..base_model import SUBJECT, Caption, CaptionTokenizer, TextConditions
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,12 @@ def noun_rows(
     """Where the nouns end, for each text encoder."""
     rows = [[reader.row(caption) for reader in readers] for caption in captions]
     return torch.tensor(rows, device=device)
+
+
+def stack_texts(texts: Sequence[TextConditions]) -> TextConditions:
+    """Texts of one row each as one; shorter ones are filled up with zeros, as the families do."""
+    return TextConditions(
+        pad_sequence([each.context[0] for each in texts], batch_first=True),
+        torch.cat([each.positions for each in texts]),
+        {name: torch.cat([each.extras[name] for each in texts]) for name in texts[0].extras},
+    )
