@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def _load_pipeline(
         problem = description.problem(parts)
         if problem:
             raise TrainingError(f"Training: the base model '{base}' {problem}")
-        left_out = (*description.text_encoders, "vae") if is_cached else ()
+        left_out = [*_readers(parts), "vae"] if is_cached else []
         return description, _load_without(base, dtype, left_out)
     if "unet" not in parts:
         known = ", ".join(["SD1.5", "SDXL", *(each.label for each in FLOW_FAMILIES)])
@@ -106,18 +106,23 @@ def _load_without(base: str, dtype: torch.dtype, left_out: Iterable[str]) -> Any
     return DiffusionPipeline.from_pretrained(base, dtype=dtypes, **dict.fromkeys(left_out))
 
 
+def _readers(parts: Mapping[str, Any]) -> list[str]:
+    """The parts of a pipeline that read text."""
+    return sorted(name for name in parts if name.startswith(("text_encoder", "tokenizer")))
+
+
 def _cached_encoding(
     description: FlowFamily, base: str, dtype: torch.dtype, cache: DiskCache
 ) -> CachedEncoding:
     """What encodes captions and pictures of a transformer, loaded where the cache lacks something."""
     folder = Path(base if Path(base).is_dir() else DiffusionPipeline.download(base))
-    parts = [path.name for path in folder.iterdir() if path.is_dir()]
-    readers = [name for name in sorted(parts) if name.startswith(("text_encoder", "tokenizer"))]
+    parts: Any = DiffusionPipeline.load_config(folder)
+    readers = _readers(parts)
     digests = ModelDigests(cache.folder)
 
     def load(part: Part) -> Encoding:
-        others = ("vae",) if part == "texts" else description.text_encoders
-        return PipelineEncoding(description, _load_without(base, dtype, ("transformer", *others)))
+        others = ["vae"] if part == "texts" else readers
+        return PipelineEncoding(description, _load_without(base, dtype, ["transformer", *others]))
 
     keys: dict[Part, str] = {
         "texts": key_of(description.base, digests.of(folder, readers)),

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,11 @@ def image_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def flow_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def flow_base(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Generator[Callable[[str], Path], None, None]:
     """The folder of a family's tiny transformer, saved when it is first asked for."""
-    from tiny_flow_models import tiny_flow_pipeline
+    from tiny_flow_models import tiny_flow_pipeline, tokenizers_read_once
 
     folders: dict[str, Path] = {}
 
@@ -69,7 +71,8 @@ def flow_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             tiny_flow_pipeline(family).save_pretrained(folders[family])
         return folders[family]
 
-    return of
+    with tokenizers_read_once():
+        yield of
 
 
 @pytest.fixture

@@ -5,10 +5,13 @@ Their transformers have the layouts of the tiny ones in `tests/comfy/tiny_transf
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import (
@@ -30,6 +33,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
@@ -50,6 +54,22 @@ def host_folder() -> Path:
 
 def _tokenizers(name: str) -> Path:
     return host_folder() / "comfy" / "text_encoders" / name
+
+
+@contextmanager
+def tokenizers_read_once() -> Generator[None, None, None]:
+    """Each folder's, which takes a second."""
+    base, read = PreTrainedTokenizerBase, PreTrainedTokenizerBase.__dict__["from_pretrained"]
+    known: dict[Any, Any] = {}
+
+    def from_pretrained(cls: Any, folder: Any, *arguments: Any, **options: Any) -> Any:
+        key = cls, str(folder)
+        if key not in known:
+            known[key] = read.__get__(None, cls)(folder, *arguments, **options)
+        return known[key]
+
+    with mock.patch.object(base, "from_pretrained", classmethod(from_pretrained)):
+        yield
 
 
 def randomise_all(module: torch.nn.Module, seed: int, gain: float = 1.7) -> torch.nn.Module:
@@ -74,6 +94,7 @@ def _clip_config(width: int) -> CLIPTextConfig:
     )
 
 
+@functools.cache
 def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(
         host_folder() / "comfy" / "sd1_tokenizer", model_max_length=77
@@ -87,6 +108,7 @@ def _t5(width: int = TEXT, **options: Any) -> T5EncoderModel:
     return randomise(T5EncoderModel(config), 7)
 
 
+@functools.cache
 def _t5_tokenizer() -> Any:
     return T5TokenizerFast.from_pretrained(_tokenizers("t5_tokenizer"))
 
@@ -175,6 +197,7 @@ _CHAT = (
 )
 
 
+@functools.cache
 def _qwen_tokenizer() -> Any:
     tokenizer = Qwen2TokenizerFast.from_pretrained(_tokenizers("qwen25_tokenizer"))
     tokenizer.chat_template = _CHAT
