@@ -103,7 +103,12 @@ def _load_pipeline(
 
 def _load_without(base: str, dtype: torch.dtype, left_out: Iterable[str]) -> Any:
     dtypes = {"default": dtype, "vae": VAE_DTYPE}
-    return DiffusionPipeline.from_pretrained(base, dtype=dtypes, **dict.fromkeys(left_out))
+    parts: dict[str, Any] = dict.fromkeys(left_out)
+    index: Any = DiffusionPipeline.load_config(base)
+    if "safety_checker" in index:
+        # Cosmos' pipeline insists on one; training asks the transformer alone, which has none.
+        parts["safety_checker"] = torch.nn.Identity()
+    return DiffusionPipeline.from_pretrained(base, dtype=dtypes, **parts)
 
 
 def _readers(parts: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from nested_core.training.nested_attention import attend_joint
 transformer_call = pack.module("nodes.bridge.families.transformer_call")
 
 SAMPLED = "a pencil drawing of {subject} with a black dog"
-FAMILIES = ["flux", "sd3", "qwen_image", "z_image"]
+FAMILIES = ["flux", "sd3", "qwen_image", "z_image", "cosmos_predict2", "wan"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -49,15 +49,15 @@ def sampled(hosts, subject) -> Any:
     hook = scene.model.model.diffusion_model.register_forward_hook(
         lambda _, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
     )
-    height, width = scene.height, scene.width
+    size = scene.height, scene.width, scene.frames
     # Whole patches, as in training, and an even number of them: of an odd one the two hosts call
     # another the middle in Qwen-Image.
-    scene.height, scene.width = 8, 12
+    scene.height, scene.width, scene.frames = 8, 12, 1
     try:
         scene.sample(model, scene.encode(text, clip), scene.encode("", clip), cfg=1.0)
     finally:
         hook.remove()
-        scene.height, scene.width = height, width
+        scene.height, scene.width, scene.frames = size
     return calls
 
 

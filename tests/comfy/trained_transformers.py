@@ -13,6 +13,8 @@ import dit_scene
 import folder_paths
 import pack
 import pytest
+import sentence_pieces
+import sentencepiece
 import torch
 from dit_scene import TransformerScene
 from torch import Tensor
@@ -23,6 +25,7 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))
 import tiny_flow_models
 import tiny_models
 from diffusers.loaders import single_file_utils
+from transformers import T5TokenizerFast
 
 from nested_core.attention import ValueNorm
 from nested_core.training.__main__ import main
@@ -85,9 +88,20 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 CHANGES: dict[str, dict[str, Any]] = {"sd3": {"text_width": 4096}}
 
 
+def _umt5_tokenizer() -> Any:
+    """transformers' tokenizer of the pieces that ComfyUI's UMT5 has."""
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_proto=sentence_pieces.umt5().numpy().tobytes()
+    )
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+
+
 def _train(scene: TransformerScene, folder: Path, settings: dict[str, Any]) -> Path:
     base, vision, data = (folder / name for name in ("base", "vision", "data"))
     pipeline = tiny_flow_models.tiny_flow_pipeline(scene.family, **CHANGES.get(scene.family, {}))
+    if scene.family == "wan":
+        pipeline.tokenizer = _umt5_tokenizer()
     pipeline.transformer.load_state_dict(converted(scene, pipeline.transformer))
     pipeline.save_pretrained(base)
     tiny_models.save_tiny_image_encoder(vision)

@@ -17,6 +17,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    Cosmos2TextToImagePipeline,
+    CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -24,6 +27,9 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -42,6 +48,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 CLIP_L, CLIP_G, TEXT = 16, 32, 24  # widths
@@ -261,11 +269,58 @@ def _z_image(**transformer: Any) -> ZImagePipeline:
     )
 
 
+def _cosmos_predict2(**transformer: Any) -> Cosmos2TextToImagePipeline:
+    model = CosmosTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=24,
+        num_layers=3,
+        mlp_ratio=2.0,
+        text_embed_dim=TEXT,
+        adaln_lora_dim=16,
+        rope_scale=(1.0, 4.0, 4.0),
+        extra_pos_embed_type=None,
+        **transformer,
+    )
+    return Cosmos2TextToImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        vae=_video_vae(AutoencoderKLWan),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
+        transformer=randomise_all(model, 1),
+        safety_checker=torch.nn.Identity(),
+    )
+
+
+def _wan(tokenizer: Any = None, **transformer: Any) -> WanPipeline:
+    """T5's tokenizer stands in for UMT5's, of which ComfyUI has none."""
+    model = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        text_dim=TEXT,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=3,
+        **transformer,
+    )
+    config = UMT5Config(d_model=TEXT, d_ff=48, d_kv=8, num_heads=2, num_layers=2, vocab_size=32128)
+    return WanPipeline(
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        vae=_video_vae(AutoencoderKLWan),
+        text_encoder=randomise(UMT5EncoderModel(config), 7),
+        tokenizer=tokenizer or _t5_tokenizer(),
+        transformer=randomise_all(model, 1),
+    )
+
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "flux": _flux,
     "sd3": _sd3,
     "qwen_image": _qwen_image,
     "z_image": _z_image,
+    "cosmos_predict2": _cosmos_predict2,
+    "wan": _wan,
 }
 
 

@@ -11,13 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .cosmos_predict2 import CosmosPredict2
 from .description import FlowFamily
 from .flux import Flux
 from .qwen_image import QwenImage
 from .sd3 import StableDiffusion3
+from .wan import Wan
 from .z_image import ZImage
 
-FLOW_FAMILIES: Sequence[FlowFamily] = (Flux(), StableDiffusion3(), QwenImage(), ZImage())
+FLOW_FAMILIES: Sequence[FlowFamily] = (
+    Flux(),
+    StableDiffusion3(),
+    QwenImage(),
+    ZImage(),
+    CosmosPredict2(),
+    Wan(),
+)
 
 
 def family_of_pipeline(class_name: str) -> FlowFamily | None:

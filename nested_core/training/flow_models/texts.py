@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...families import AnyFamily
-from ...shapes import Int
+from ...shapes import Float, Int
 from ..base_model import SUBJECT, Caption, CaptionTokenizer, TextConditions
 
 
@@ -68,6 +68,21 @@ def noun_rows(
     """Where the nouns end, for each text encoder."""
     rows = [[reader.row(caption) for reader in readers] for caption in captions]
     return torch.tensor(rows, device=device)
+
+
+def encode_t5(
+    tokenizer: Any, text_encoder: Any, texts: Sequence[str], num_tokens: int
+) -> Float[Tensor, "batch tokens width"]:
+    """Texts of T5 or one of its kind, filled up with rows of zeros, as ComfyUI does."""
+    tokens = tokenizer(
+        list(texts),
+        padding="max_length",
+        max_length=num_tokens,
+        truncation=True,
+        return_tensors="pt",
+    ).to(text_encoder.device)
+    rows = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    return rows * tokens.attention_mask[..., None].to(rows)
 
 
 def stack_texts(texts: Sequence[TextConditions]) -> TextConditions:
