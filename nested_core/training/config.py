@@ -91,6 +91,9 @@ class TrainingConfig:
     )
     mixed_precision: MixedPrecision = _setting("no", "precision of the computation")
     gradient_checkpointing: bool = _setting(False, "less memory, about a third more time")
+    shard_base: bool = _setting(
+        False, "transformers: each process holds a part of the frozen weights (FSDP)"
+    )
     deterministic: bool = _setting(False, "repeatable on GPUs too, slower")
     seed: int = _setting(0, "of everything random")
 

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object, is_tensorboard_available
 
 from ..errors import NestedAttentionError
+from .base_model import BaseModel
 from .config import TrainingConfig
 from .errors import TrainingError
 from .files import short_repr
@@ -70,6 +71,21 @@ def prepare_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> bool:
         "could run code. Use FSDP where the run must be able to go on."
     )
     return True
+
+
+def shard_base(base_model: BaseModel) -> None:
+    """Tells the base model that each process is to hold a part of its weights.
+
+    Raises:
+        TrainingError: it cannot be shared out.
+    """
+    shard: Callable[[], None] | None = getattr(base_model, "shard", None)
+    if shard is None:
+        raise TrainingError(
+            f"shard_base is set, but the base model '{base_model.base}' cannot be shared out among "
+            "processes: transformers can. Leave shard_base out."
+        )
+    shard()
 
 
 def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -> None:

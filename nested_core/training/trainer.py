@@ -32,7 +32,13 @@ from .errors import DivergedError
 from .files import writing
 from .loss import Objective
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
-from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, run_on_main_process
+from .processes import (
+    StopRequest,
+    prepare_deepspeed,
+    run_on_all_processes,
+    run_on_main_process,
+    shard_base,
+)
 from .run_folder import RunFolder
 from .samples import NUM_SAMPLES, sample_batch, sample_grid, sample_prompts, save_grid
 from .training_state import TrainingState
@@ -68,6 +74,8 @@ class Trainer:
         )
         for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
+        if config.shard_base and self.stripe.num_processes > 1:
+            shard_base(base_model)
         base_model.place(accelerator.device, FROZEN_DTYPES[accelerator.mixed_precision])
         if config.gradient_checkpointing:
             base_model.save_memory()

@@ -25,6 +25,7 @@ from .calls import Call, checkpointed, during
 from .description import Asked, FlowFamily
 from .encoding import Encoding, PipelineEncoding
 from .layers import install
+from .sharding import shard_frozen
 
 
 class TransformerModel:
@@ -45,6 +46,7 @@ class TransformerModel:
     ) -> None:
         self.description, self.pipeline, self.vision = description, pipeline, vision
         self.guidance = guidance
+        self._is_sharded = False
         self.transformer: Any = pipeline.transformer
         self.encoding: Encoding = encoding or PipelineEncoding(description, pipeline)
         self.family: AnyFamily = description.family
@@ -79,9 +81,17 @@ class TransformerModel:
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         # Not the libraries' own `to`, which warns of parts to be kept in float32.
-        nn.Module.to(self.transformer, device, dtype)
+        if self._is_sharded:
+            nn.Module.to(self.transformer, dtype)
+            shard_frozen(self.transformer, device)
+        else:
+            nn.Module.to(self.transformer, device, dtype)
         nn.Module.to(self.vision, device, dtype)
         self.encoding.place(device, dtype)
+
+    def shard(self) -> None:
+        """Each process is to hold a part of the transformer's weights, from `place` on."""
+        self._is_sharded = True
 
     def save_memory(self) -> None:
         self.transformer.enable_gradient_checkpointing(checkpointed)
