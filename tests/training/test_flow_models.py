@@ -26,7 +26,7 @@ from nested_core.training.errors import TrainingError
 from nested_core.training.flow_models import FLOW_FAMILIES
 from nested_core.training.flow_models.model import TransformerModel
 from nested_core.training.nested_attention import NestedSubjects
-from nested_core.training.noise_schedule import NoiseSchedule, read_schedule
+from nested_core.training.noise_schedule import NoiseSchedule
 from nested_core.training.trainer import Trainer
 
 FAMILIES = tuple(tiny_flow_models.PIPELINES)
@@ -74,18 +74,20 @@ def test_recomputed_activations_give_the_same_gradients(family) -> None:
     model = make_model(family)
     text = model.encode_captions(CAPTIONS, [SIZE] * 2)
     noisy, times = random(2, 16, 8, 6), torch.tensor([100.0, 700.0])
-    gradients = []
+    gradients, losses = [], []
     for saves_memory in (False, True):
         if saves_memory:
             model.save_memory()
         both = [some_subjects(model, text, seed) for seed in (1, 5)]
         outputs = [model.predict(noisy, times, text, each) for each in both]
-        (outputs[0].square().mean() + 2 * outputs[1].square().mean()).backward()
+        losses.append(outputs[0].square().mean() + 2 * outputs[1].square().mean())
+        losses[-1].backward()
         weights = [w for each in both for pair in each.keys_values.values() for w in pair]
         assert all(each.grad.abs().max() > 0 for each in weights)
         gradients.append([each.grad for each in weights])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
     for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6)
+        assert (recomputed - plain).norm() <= 1e-6 * plain.norm()
 
 
 @EACH
@@ -139,12 +141,18 @@ def test_latents_are_drawn_by_row(family) -> None:
 
 @EACH
 def test_only_the_encoder_changes(family, run_settings) -> None:
+    """It starts as the base model's own projections."""
     config = TrainingConfig(**run_settings(family, gradient_checkpointing=True))
     base_model = load_base_model(config.base, config.image_encoder)
     assert isinstance(base_model, BaseModel)
     data = open_data(config, base_model.image_encoder.image_size)
     trainer = Trainer(config, base_model, data, Accelerator(cpu=True))
     trainer.begin(resume=False)
+    for site in base_model.site_dims:
+        own = trainer.model.encoder.projections(site)
+        to_k, to_v = base_model.projection_weights(site)
+        assert torch.equal(own.to_k.weight, to_k)
+        assert torch.equal(own.to_v.weight, to_v)
     frozen = [w.clone() for m in base_model.frozen_modules() for w in m.state_dict().values()]
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
     assert trainer.run() == 0
@@ -155,20 +163,6 @@ def test_only_the_encoder_changes(family, run_settings) -> None:
     encoder = load_encoder(Path(config.output, "encoder.safetensors"))
     assert encoder.site_dims == base_model.site_dims
     assert (encoder.config.base, encoder.config.family) == (family, base_model.family.name)
-
-
-@EACH
-def test_the_first_projections_are_the_base_models(family, run_settings) -> None:
-    config = TrainingConfig(**run_settings(family))
-    base_model = load_base_model(config.base, config.image_encoder)
-    data = open_data(config, base_model.image_encoder.image_size)
-    trainer = Trainer(config, base_model, data, Accelerator(cpu=True))
-    encoder = trainer.model.encoder
-    for site in encoder.site_dims:
-        own = encoder.projections(site)
-        to_k, to_v = base_model.projection_weights(site)
-        assert torch.equal(own.to_k.weight, to_k)
-        assert torch.equal(own.to_v.weight, to_v)
 
 
 def test_the_command_trains_and_draws(run_settings, tmp_path) -> None:
@@ -206,30 +200,6 @@ def test_a_pipeline_that_is_not_known_is_refused(tmp_path, image_encoder_folder)
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(TrainingError, match=r"is a AuraFlowPipeline.*SD1.5, SDXL, Flux.1"):
         load_base_model(str(tmp_path), str(image_encoder_folder))
-
-
-def test_the_shift_grows_with_the_picture_as_the_schedulers() -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    schedule = read_schedule(scheduler)
-    for height, width in ((32, 32), (128, 96)):
-        own = schedule.of_size(height, width)
-        scheduler.set_timesteps(3, mu=calculate_shift(height * width // 4))
-        uniform = torch.linspace(1.0, 1 / 1000, 3)
-        torch.testing.assert_close(own.times(uniform), scheduler.sigmas[:-1], rtol=1e-5, atol=1e-6)
-    assert schedule.of_size(32, 32).shift < schedule.of_size(128, 128).shift
-
-
-def test_wans_scheduler_has_its_shift_under_another_name() -> None:
-    from diffusers import UniPCMultistepScheduler
-
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    schedule = read_schedule(scheduler)
-    assert (schedule.prediction, schedule.shift) == ("flow", 3.0)
 
 
 def test_another_layout_is_refused() -> None:
