@@ -10,6 +10,7 @@ import pytest
 import tiny_flow_models
 import torch
 from accelerate import Accelerator
+from flow_examples import EXAMPLES, example
 from tiny_flow_models import tiny_flow_pipeline
 from tiny_models import tiny_image_encoder
 from torch import Tensor
@@ -139,11 +140,25 @@ def test_latents_are_drawn_by_row(family) -> None:
         encode(torch.zeros(2, 3, 72, 72), [1, 2])
 
 
+def test_each_family_has_an_example(tmp_path) -> None:
+    assert sorted(EXAMPLES) == sorted(FAMILIES)
+    assert [each.base for each in FLOW_FAMILIES if each.base not in FAMILIES] == []
+
+
+# What of an example is not about sizes, paths and hours.
+OF_THE_EXAMPLE = ("nested_key", "gradient_checkpointing", "distilled_guidance", "shard_base")
+
+
 @EACH
-def test_only_the_encoder_changes(family, run_settings) -> None:
-    """It starts as the base model's own projections."""
-    config = TrainingConfig(**run_settings(family, gradient_checkpointing=True))
-    base_model = load_base_model(config.base, config.image_encoder)
+def test_only_the_encoder_changes(family, run_settings, tmp_path) -> None:
+    """By the settings of the documentation. It starts as the base model's own projections."""
+    settings = example(family, tmp_path)
+    assert settings.get("cache", "disk") == "disk"
+    chosen = {name: settings[name] for name in OF_THE_EXAMPLE if name in settings}
+    config = TrainingConfig(**run_settings(family, **chosen))
+    base_model = load_base_model(
+        config.base, config.image_encoder, guidance=config.distilled_guidance
+    )
     assert isinstance(base_model, BaseModel)
     data = open_data(config, base_model.image_encoder.image_size)
     trainer = Trainer(config, base_model, data, Accelerator(cpu=True))
@@ -163,6 +178,7 @@ def test_only_the_encoder_changes(family, run_settings) -> None:
     encoder = load_encoder(Path(config.output, "encoder.safetensors"))
     assert encoder.site_dims == base_model.site_dims
     assert (encoder.config.base, encoder.config.family) == (family, base_model.family.name)
+    assert encoder.config.nested_key == config.nested_key
 
 
 def test_the_command_trains_and_draws(run_settings, tmp_path) -> None:
