@@ -23,10 +23,14 @@ SAMPLED = "a pencil drawing of {subject} with a black dog"
 FAMILIES = ["flux", "sd3", "qwen_image", "z_image", "cosmos_predict2", "wan"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+ENCODERS = [*((family, "model_norm") for family in FAMILIES), ("flux", "plain")]
+
+
+@pytest.fixture(scope="module", params=ENCODERS, ids="-".join)
 def hosts(request, tmp_path_factory) -> BothHosts:
-    folder = tmp_path_factory.mktemp(request.param)
-    return trained_transformers.both_hosts(request.param, folder, nested_key="model_norm")
+    family, nested_key = request.param
+    folder = tmp_path_factory.mktemp(family)
+    return trained_transformers.both_hosts(family, folder, nested_key=nested_key)
 
 
 @pytest.fixture
@@ -65,9 +69,9 @@ def places_of(hosts) -> list[int]:
     return hosts.scene.rows(SAMPLED.replace("{subject}", NOUN), NOUN)
 
 
-def test_its_sites_are_those_of_the_model(hosts) -> None:
+def test_its_sites_are_those_of_the_model(hosts, request) -> None:
     assert [site.path for site in hosts.encoder.site_dims] == hosts.scene.sites
-    assert hosts.encoder.config.nested_key == "model_norm"
+    assert hosts.encoder.config.nested_key in request.node.callspec.id
 
 
 def test_the_noun_lies_in_the_same_rows(hosts) -> None:

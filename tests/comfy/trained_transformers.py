@@ -64,6 +64,12 @@ class BothHosts:
 def both_hosts(family: str, folder: Path, **settings: Any) -> BothHosts:
     """Two steps of training on the weights that ComfyUI's model has; the file read by the node."""
     scene = dit_scene.make_scene(family, **LAYOUTS.get(family, {}))
+    with tiny_flow_models.tokenizers_read_once():
+        return _in_both(scene, folder, settings)
+
+
+def _in_both(scene: TransformerScene, folder: Path, settings: dict[str, Any]) -> BothHosts:
+    family = scene.family
     with torch.inference_mode(False), torch.enable_grad():
         run = _train(scene, folder, settings)
     encoders = Path(folder_paths.get_folder_paths("nested_attention")[0])
@@ -103,6 +109,8 @@ def _train(scene: TransformerScene, folder: Path, settings: dict[str, Any]) -> P
     if scene.family == "wan":
         pipeline.tokenizer = _umt5_tokenizer()
     pipeline.transformer.load_state_dict(converted(scene, pipeline.transformer))
+    if scene.family == "sd3":
+        pipeline.text_encoder_3.bfloat16()  # a file of a quarter of a gigabyte, not of a half
     pipeline.save_pretrained(base)
     tiny_models.save_tiny_image_encoder(vision)
     data.mkdir()

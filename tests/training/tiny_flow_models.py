@@ -53,6 +53,7 @@ from transformers import (
 )
 
 CLIP_L, CLIP_G, TEXT = 16, 32, 24  # widths
+_T5_WORDS = 32128
 
 
 def host_folder() -> Path:
@@ -110,10 +111,16 @@ def _clip_tokenizer() -> CLIPTokenizer:
 
 
 def _t5(width: int = TEXT, **options: Any) -> T5EncoderModel:
+    """Its vocabulary repeats itself: at SD3's width, half a gigabyte of others would take seconds."""
+    repeated = 64
     config = T5Config(
-        d_model=width, d_ff=48, d_kv=8, num_heads=2, num_layers=2, vocab_size=32128, **options
+        d_model=width, d_ff=48, d_kv=8, num_heads=2, num_layers=2, vocab_size=repeated, **options
     )
-    return randomise(T5EncoderModel(config), 7)
+    model = randomise(T5EncoderModel(config), 7)
+    rows = model.get_input_embeddings().weight.data.repeat(_T5_WORDS // repeated, 1)
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows))
+    model.config.vocab_size = _T5_WORDS
+    return model
 
 
 @functools.cache
