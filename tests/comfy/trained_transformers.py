@@ -24,6 +24,7 @@ pytest.importorskip("accelerate")
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 import tiny_flow_models
 import tiny_models
+import tiny_text_encoders
 from diffusers.loaders import single_file_utils
 from transformers import T5TokenizerFast
 
@@ -64,7 +65,7 @@ class BothHosts:
 def both_hosts(family: str, folder: Path, **settings: Any) -> BothHosts:
     """Two steps of training on the weights that ComfyUI's model has; the file read by the node."""
     scene = dit_scene.make_scene(family, **LAYOUTS.get(family, {}))
-    with tiny_flow_models.tokenizers_read_once():
+    with tiny_text_encoders.tokenizers_read_once():
         return _in_both(scene, folder, settings)
 
 

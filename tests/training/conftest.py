@@ -61,7 +61,8 @@ def flow_base(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Generator[Callable[[str], Path], None, None]:
     """The folder of a family's tiny transformer, saved when it is first asked for."""
-    from tiny_flow_models import tiny_flow_pipeline, tokenizers_read_once
+    from tiny_flow_models import tiny_flow_pipeline
+    from tiny_text_encoders import tokenizers_read_once
 
     folders: dict[str, Path] = {}
 

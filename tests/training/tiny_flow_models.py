@@ -5,13 +5,8 @@ Their transformers have the layouts of the tiny ones in `tests/comfy/tiny_transf
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from diffusers import (
@@ -34,51 +29,27 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tiny_models import randomise
+from tiny_text_encoders import (
+    CLIP_G,
+    CLIP_L,
+    QWEN,
+    TEXT,
+    clip_config,
+    clip_tokenizer,
+    qwen_tokenizer,
+    t5,
+    t5_tokenizer,
+)
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3Model,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
     UMT5Config,
     UMT5EncoderModel,
 )
-
-CLIP_L, CLIP_G, TEXT = 16, 32, 24  # widths
-_T5_WORDS = 32128
-
-
-def host_folder() -> Path:
-    """ComfyUI, whose tokenizers these pipelines use."""
-    return Path(os.environ.get("NESTED_ATTENTION_HOST") or os.environ["COMFYUI_PATH"])
-
-
-def _tokenizers(name: str) -> Path:
-    return host_folder() / "comfy" / "text_encoders" / name
-
-
-@contextmanager
-def tokenizers_read_once() -> Generator[None, None, None]:
-    """Each folder's, which takes a second."""
-    base, read = PreTrainedTokenizerBase, PreTrainedTokenizerBase.__dict__["from_pretrained"]
-    known: dict[Any, Any] = {}
-
-    def from_pretrained(cls: Any, folder: Any, *arguments: Any, **options: Any) -> Any:
-        key = cls, str(folder)
-        if key not in known:
-            known[key] = read.__get__(None, cls)(folder, *arguments, **options)
-        return known[key]
-
-    with mock.patch.object(base, "from_pretrained", classmethod(from_pretrained)):
-        yield
 
 
 def randomise_all(module: torch.nn.Module, seed: int, gain: float = 1.7) -> torch.nn.Module:
@@ -88,44 +59,6 @@ def randomise_all(module: torch.nn.Module, seed: int, gain: float = 1.7) -> torc
             if parameter.ndim > 1:
                 parameter *= gain
     return module
-
-
-def _clip_config(width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        projection_dim=width,
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=49407,
-    )
-
-
-@functools.cache
-def _clip_tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(
-        host_folder() / "comfy" / "sd1_tokenizer", model_max_length=77
-    )
-
-
-def _t5(width: int = TEXT, **options: Any) -> T5EncoderModel:
-    """Its vocabulary repeats itself: at SD3's width, half a gigabyte of others would take seconds."""
-    repeated = 64
-    config = T5Config(
-        d_model=width, d_ff=48, d_kv=8, num_heads=2, num_layers=2, vocab_size=repeated, **options
-    )
-    model = randomise(T5EncoderModel(config), 7)
-    rows = model.get_input_embeddings().weight.data.repeat(_T5_WORDS // repeated, 1)
-    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows))
-    model.config.vocab_size = _T5_WORDS
-    return model
-
-
-@functools.cache
-def _t5_tokenizer() -> Any:
-    return T5TokenizerFast.from_pretrained(_tokenizers("t5_tokenizer"))
 
 
 def _vae() -> AutoencoderKL:
@@ -160,10 +93,10 @@ def _flux(**transformer: Any) -> FluxPipeline:
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=_vae(),
-        text_encoder=randomise(CLIPTextModel(_clip_config(CLIP_L)), 3),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
+        text_encoder=randomise(CLIPTextModel(clip_config(CLIP_L)), 3),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
         transformer=randomise_all(model, 1),
     )
 
@@ -184,39 +117,18 @@ def _sd3(text_width: int = 64, **transformer: Any) -> StableDiffusion3Pipeline:
         qk_norm="rms_norm",
         **transformer,
     )
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     return StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(),
-        text_encoder=randomise(CLIPTextModelWithProjection(_clip_config(CLIP_L)), 3),
+        text_encoder=randomise(CLIPTextModelWithProjection(clip_config(CLIP_L)), 3),
         tokenizer=tokenizer,
-        text_encoder_2=randomise(CLIPTextModelWithProjection(_clip_config(CLIP_G)), 4),
+        text_encoder_2=randomise(CLIPTextModelWithProjection(clip_config(CLIP_G)), 4),
         tokenizer_2=tokenizer,
-        text_encoder_3=_t5(text_width),
-        tokenizer_3=_t5_tokenizer(),
+        text_encoder_3=t5(text_width),
+        tokenizer_3=t5_tokenizer(),
         transformer=randomise_all(model, 1),
     )
-
-
-_QWEN: dict[str, Any] = {
-    "hidden_size": TEXT,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-# Qwen3's, for a prompt alone; the tokenizer that ComfyUI ships is Qwen2.5's.
-_CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{{ '<|im_start|>assistant\\n' }}"
-)
-
-
-@functools.cache
-def _qwen_tokenizer() -> Any:
-    tokenizer = Qwen2TokenizerFast.from_pretrained(_tokenizers("qwen25_tokenizer"))
-    tokenizer.chat_template = _CHAT
-    return tokenizer
 
 
 def _video_vae(kind: Any = AutoencoderKLQwenImage) -> Any:
@@ -237,7 +149,7 @@ def _qwen_image(**transformer: Any) -> QwenImagePipeline:
     )
     eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     text = {
-        **_QWEN,
+        **QWEN,
         "vocab_size": 151936,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e6},
     }
@@ -249,7 +161,7 @@ def _qwen_image(**transformer: Any) -> QwenImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9),
         vae=_video_vae(),
         text_encoder=randomise(Qwen2_5_VLForConditionalGeneration(config), 7),
-        tokenizer=_qwen_tokenizer(),
+        tokenizer=qwen_tokenizer(),
         transformer=randomise_all(model, 1),
     )
 
@@ -266,12 +178,12 @@ def _z_image(**transformer: Any) -> ZImagePipeline:
         axes_dims=[32, 48, 48],
         **transformer,
     )
-    config = Qwen3Config(**_QWEN, head_dim=16, vocab_size=151936)
+    config = Qwen3Config(**QWEN, head_dim=16, vocab_size=151936)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(),
         text_encoder=randomise(Qwen3Model(config), 7),
-        tokenizer=_qwen_tokenizer(),
+        tokenizer=qwen_tokenizer(),
         transformer=randomise_all(model, 1),
     )
 
@@ -291,8 +203,8 @@ def _cosmos_predict2(**transformer: Any) -> Cosmos2TextToImagePipeline:
     return Cosmos2TextToImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         vae=_video_vae(AutoencoderKLWan),
-        text_encoder=_t5(),
-        tokenizer=_t5_tokenizer(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
         transformer=randomise_all(model, 1),
         safety_checker=torch.nn.Identity(),
     )
@@ -316,7 +228,7 @@ def _wan(tokenizer: Any = None, **transformer: Any) -> WanPipeline:
         ),
         vae=_video_vae(AutoencoderKLWan),
         text_encoder=randomise(UMT5EncoderModel(config), 7),
-        tokenizer=tokenizer or _t5_tokenizer(),
+        tokenizer=tokenizer or t5_tokenizer(),
         transformer=randomise_all(model, 1),
     )
 
