@@ -8,7 +8,6 @@ from functools import partial
 
 from torch import Tensor
 
-from ....nested_core.attention import split_heads
 from ....nested_core.call.plan import Rows
 from ....nested_core.call.site import Pixels, SiteInputs, site_deltas
 from ....nested_core.families.block_sites import BlockSite
@@ -124,8 +123,7 @@ class TransformerCall(ModelCall):
         out = base.clone()  # a foreign override may have returned a tensor that it still uses
         pixels = self._pixels(attention)
         for rows, delta in deltas:
-            split = split_heads(delta, attention.query.shape[1])
-            attention.of_heads(out)[rows, :, pixels] += split.to(out.dtype)
+            attention.of_heads(out)[rows, :, pixels] += delta.to(out.dtype)
         return out
 
     def _of_host(self, compute: Callable[[], Tensor]) -> Tensor:
