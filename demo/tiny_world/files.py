@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 # Set it to look at the weights of a run of train.py.
 FOLDER_VARIABLE = "TINY_WORLD_WEIGHTS"
 WEIGHTS = Path(os.environ.get(FOLDER_VARIABLE) or Path(__file__).parent / "weights").absolute()
-BASE_FILE, VISION_FILE = "base.safetensors", "clip_vision.safetensors"
-ENCODER_FILE = "encoder.safetensors"
+VISION_FILE = "clip_vision.safetensors"
+
+
+class ModelFiles(NamedTuple):
+    """Of one of the world's base models. The text encoder of all is the UNet's, in its file."""
+
+    base: str
+    encoder: str
+
+
+UNET = "unet"
+FILES = {
+    UNET: ModelFiles("base.safetensors", "encoder.safetensors"),
+    "joint": ModelFiles("joint.safetensors", "joint_encoder.safetensors"),
+    "cross": ModelFiles("cross.safetensors", "cross_encoder.safetensors"),
+}
+BASE_FILE, ENCODER_FILE = FILES[UNET]
 
 
 class MissingWeightsError(FileNotFoundError):

@@ -51,7 +51,7 @@ def train_ablation(
     """Writes the encoder's file when the last step is done. Asked to stop, it ends the program."""
     run = file.with_suffix("")
     host = (DecoupledHost if ablation.decoupled else TinyWorldHost)(weights)
-    status = train_encoder(encoder_config(run, **budget, **ablation.settings), host)
+    status = train_encoder(encoder_config(run, **{**budget, **ablation.settings}), host)
     if status:
         sys.exit(status)
     unfinished = file.with_suffix(".unfinished")

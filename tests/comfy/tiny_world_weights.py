@@ -19,7 +19,7 @@ def random_weights(folder: Path) -> Path:
     """The folder, with random weights in the three files."""
     torch.manual_seed(0)
     base = BaseModel()
-    tiny.randomise(base.unet, seed=1, gain=1.7)
+    tiny.randomise(base.module, seed=1, gain=1.7)
     base.save(folder / models.BASE_FILE, torch.float32)
     vision = {name: tensor.contiguous() for name, tensor in vision_model().state_dict().items()}
     save_file(vision, folder / models.VISION_FILE)

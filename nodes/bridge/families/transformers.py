@@ -97,7 +97,7 @@ class TransformerHost:
         model = original(base_model.diffusion_model)
         blocks = self.blocks_of(model)
         frames = x.shape[2] if x.ndim == 5 else 1
-        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]))
+        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]), _patch_of(model))
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
         return TransformerCall(
             plan,
@@ -130,6 +130,12 @@ class TransformerHost:
     def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See `HostFamily`."""
         return take_down(options)
+
+
+def _patch_of(model: Any) -> int:
+    """Side of a patch in latent cells, under whichever name the model has it; a video's may be three."""
+    size = getattr(model, "patch_spatial", None) or model.patch_size
+    return int(size[-1] if isinstance(size, tuple | list) else size)
 
 
 def _flux_norm(block: Any) -> Any:
