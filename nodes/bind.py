@@ -111,8 +111,9 @@ class BindSubject(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Attention layers in which the subject acts, such as u, m0 or u3-5; "
-                    "!d leaves the input blocks out. Empty: all, as trained.",
+                    tooltip="Attention layers in which the subject acts. UNets: u, m0 or u3-5; !d leaves "
+                    "the input blocks out. Flux: d0-18, s0-37. Other transformers: b0-59. Empty: "
+                    "all, as trained.",
                 ),
                 fidelity_input(optional=True),
                 io.Combo.Input(

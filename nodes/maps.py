@@ -45,8 +45,8 @@ class RecordMaps(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Attention layers to record, such as u, m0 or u3-5; !d leaves the input "
-                    "blocks out. Empty: all.",
+                    tooltip="Attention layers to record. UNets: u, m0 or u3-5; !d leaves the input "
+                    "blocks out. Flux: d0-18, s0-37. Other transformers: b0-59. Empty: all.",
                 ),
                 io.Boolean.Input(
                     "values",

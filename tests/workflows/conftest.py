@@ -17,6 +17,7 @@ from serving import ROOT, Server, server_module
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
     tiny_graphs.prepare(base)
-    packs = sorted(path.parent for path in (ROOT / "demo" / "custom_nodes").glob("*/__init__.py"))
+    folders = (ROOT / "demo" / "custom_nodes", ROOT / "tests" / "comfy" / "custom_nodes")
+    packs = sorted(path.parent for folder in folders for path in folder.glob("*/__init__.py"))
     with server_module.ComfyServer(server_module.this_host(), ROOT, base, packs) as running:
         yield Server(running.url, base)

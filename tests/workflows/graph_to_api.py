@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 _FRONT_END_ONLY = {"MarkdownNote", "Note"}
+_WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 
 
 def api_prompt(graph: dict[str, Any], node_info: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for name, (kind, *options) in _inputs(info):
         settings = options[0] if options else {}
-        is_widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        is_widget = isinstance(kind, list) or kind in _WIDGETS
         if not is_widget or settings.get("forceInput"):
             continue
         if values:

@@ -15,7 +15,9 @@ from nested_core.attention import ValueNorm
 from nested_core.checkpoint import save_encoder
 from nested_core.config import EncoderConfig, ImageEncoderConfig, ResamplerConfig
 from nested_core.encoder import Encoder
+from nested_core.families import FAMILIES
 from nested_core.families.unet_sites import AttentionSite
+from nested_core.sites import Site
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -31,6 +33,14 @@ LOADERS = {
 ENCODER_NAME = "random.safetensors"
 VISION_NAME = "random_vision.safetensors"
 
+# The same for loaders of a transformer's files.
+TRANSFORMER_LOADERS = {
+    "UNETLoader": "TinyTransformers_LoadModel",
+    "CLIPLoader": "TinyTransformers_LoadClip",
+    "DualCLIPLoader": "TinyTransformers_LoadClip",
+    "VAELoader": "TinyTransformers_LoadVae",
+    "CheckpointLoaderSimple": "TinyTransformers_LoadCheckpoint",
+}
 _EXAMPLE_ENCODERS = ("person_sdxl.safetensors", "pet_sdxl.safetensors")
 _EXAMPLE_VISION = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 _SUBJECTS = (("anna", "<anna>", "woman"), ("rex", "<rex>", "dog"))
@@ -39,6 +49,15 @@ _PICTURES = ("anna.jpg", "rex.jpg")
 _SITES = [("input", 3, 1), ("input", 5, 2), ("middle", 0, 2), ("output", 0, 2)]
 _SITES += [("output", 1, 2), ("output", 2, 1), ("output", 3, 1)]
 _SITE_WIDTH = 64
+# Of the tiny transformers: the family's name in encoder files, the sites, and their width.
+_TRANSFORMERS = {
+    "flux": ("flux", ("double.0", "double.1", "single.0", "single.1"), 32),
+    "sd3": ("sd3", ("joint.0", "joint.1", "joint.2"), 128),
+    "qwen_image": ("qwen_image", ("blocks.0", "blocks.1", "blocks.2"), 32),
+    "z_image": ("lumina2", ("blocks.0", "blocks.1", "blocks.2"), 256),
+    "anima": ("cosmos_predict2", ("blocks.0.cross", "blocks.1.cross", "blocks.2.cross"), 48),
+    "wan": ("wan", ("blocks.0.cross", "blocks.1.cross", "blocks.2.cross"), 32),
+}
 
 
 def prepare(base: Path) -> None:
@@ -50,7 +69,15 @@ def prepare(base: Path) -> None:
     for seed, name in enumerate(_PICTURES):
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(noise).resize((256, 256)).save(pictures / name)
-    _save_random_encoder(encoders / ENCODER_NAME)
+    unet_dims: dict[Site, int] = {
+        AttentionSite(block, number, index): _SITE_WIDTH
+        for block, number, depth in _SITES
+        for index in range(depth)
+    }
+    _save_random_encoder(encoders / ENCODER_NAME, "unet", unet_dims)
+    for name, (family, paths, width) in _TRANSFORMERS.items():
+        dims = {FAMILIES[family].site(path): width for path in paths}
+        _save_random_encoder(encoders / f"person_{name}.safetensors", family, dims)
     for name in _EXAMPLE_ENCODERS:
         shutil.copy(encoders / ENCODER_NAME, encoders / name)
     for name in (VISION_NAME, _EXAMPLE_VISION):
@@ -58,30 +85,46 @@ def prepare(base: Path) -> None:
         save_file({"vision_model.embeddings.class_embedding": torch.ones(24)}, visions / name)
 
 
-def _save_random_encoder(path: Path) -> None:
+def _save_random_encoder(path: Path, family: str, dims: dict[Site, int]) -> None:
     torch.manual_seed(0)
     config = EncoderConfig(
         noun="person",
-        base="tiny sdxl",
+        base="tiny",
         image_encoder=ImageEncoderConfig(hidden_size=24, image_size=32),
         resampler=ResamplerConfig(24, 24, 2, 8, 2, 16, 48, 2),
         value_norm=ValueNorm("per_head", 2.0),
+        family=family,
     )
-    dims = {
-        AttentionSite(block, number, index): _SITE_WIDTH
-        for block, number, depth in _SITES
-        for index in range(depth)
-    }
     save_encoder(Encoder(config, dims, name=path.name), path)
 
 
 def with_tiny_models(prompt: Prompt) -> Prompt:
     """An API prompt of an example whose checkpoints are tiny and whose picture is small."""
-    prompt = {node: LOADERS.get(entry["class_type"], entry) for node, entry in prompt.items()}
-    for entry in prompt.values():
-        small = {"KSampler": {"steps": 2}, "EmptyLatentImage": {"width": 128, "height": 96}}
-        entry["inputs"] = {**entry["inputs"], **small.get(entry["class_type"], {})}
-    return prompt
+    return _small({node: LOADERS.get(entry["class_type"], entry) for node, entry in prompt.items()})
+
+
+def with_tiny_transformer(prompt: Prompt, family: str) -> Prompt:
+    """The same for an example of a family of transformers."""
+    found = dict(prompt)
+    for node, entry in prompt.items():
+        loader = TRANSFORMER_LOADERS.get(entry["class_type"])
+        if loader is not None:
+            found[node] = {"class_type": loader, "inputs": {"family": family}}
+    return _small(found)
+
+
+def _small(prompt: Prompt) -> Prompt:
+    size = {"width": 128, "height": 96}
+    small = {
+        "KSampler": {"steps": 2},
+        "EmptyLatentImage": size,
+        "EmptySD3LatentImage": size,
+        "EmptyHunyuanLatentVideo": {**size, "length": 5},
+    }
+    return {
+        node: {**entry, "inputs": {**entry["inputs"], **small.get(entry["class_type"], {})}}
+        for node, entry in prompt.items()
+    }
 
 
 def two_subjects() -> Prompt:

@@ -80,6 +80,24 @@ JOBS = {
     "save_subject": Job("save_subject", ANNA, "kept in models/nested_subjects"),
     "reuse_subject": Job("reuse_subject", {}),
 }
+# Of the transformers' templates: prompts for the tiny world, which draws for them all.
+_FAMILIES = {
+    "flux": "a photo in the beach under a kite, at the centre <anna>",
+    "sd3": "a night in the forest under a moon, at the right <anna>",
+    "qwen_image": "a sketch in the city under a sun, at the left <anna>",
+    "z_image": "a photo in the desert under a moon, at the left <anna>",
+    "anima": "a sketch in the beach under a kite, at the right <anna>",
+    "wan": "a night in the city under a kite, at the centre <anna>",
+}
+JOBS |= {
+    f"{family}_subject": Job(
+        "one_subject",
+        ANNA,
+        prompt,
+        caption="drawn by a tiny model, not by this one: 32 x 32 pixels",
+    )
+    for family, prompt in _FAMILIES.items()
+}
 
 
 def main() -> int:
