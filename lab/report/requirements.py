@@ -56,7 +56,7 @@ def _of_balance(results: Results) -> list[list[str]]:
             difference(nested, results.scores[name], figure),
             least,
         )
-        for name in ("one_token", "decoupled")
+        for name in ("one_token", "decoupled", "joined")
         if name in results.scores
         for text, figure, least in demands
     ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from tiny_world.files import UNET
 
 from ..ablations.open_base import STEPS
-from ..drawing import methods
+from ..drawing.catalogue import catalogue
 from ..measures.bleed import FIGURES
 from ..measures.scores import estimate
 from ..subjects.groups import SETTINGS
@@ -24,11 +25,14 @@ def several(results: Results) -> str:
     found = results.several
     if found is None:
         return ""
-    parts = [_METHOD.format(count=found.count, steps=f"{STEPS:,}")]
+    small = "`decoupled` has"
+    if results.evaluation.model != UNET:
+        small = "`decoupled` and `joined` have"
+    parts = [_METHOD.format(count=found.count, steps=f"{STEPS:,}", small=small)]
     header = ["", "subjects, dB", "background, dB", "bleed", "towards a stranger"]
     for setting in SETTINGS:
         lines = []
-        for method in methods.OF_SEVERAL:
+        for method in catalogue(found.evaluation.model).several:
             figures = [found.estimate(setting, method.name, figure) for figure in FIGURES]
             cells = [
                 plain(value, digits) for value, digits in zip(figures, (2, 2, 3, 3), strict=True)
@@ -68,8 +72,8 @@ _METHOD = (
     "to nothing to remove. So there are scenes in which the prompt says `a photo in the city, <anna>, "
     "<rex>` and no more, on a base model that has been trained on for {steps} steps with such "
     "captions (`lab/ablations/open_base.py`); who stands where is then the model's to decide, and the "
-    "nearest of the right answers counts. `decoupled` has the ablations' small budget, all others "
-    "are the shipped encoder."
+    "nearest of the right answers counts. {small} the ablations' small budget, all others are the "
+    "shipped encoder."
 )
 
 
@@ -78,7 +82,8 @@ def several_figure(results: Results) -> Image.Image | None:
     found = results.several
     if found is None:
         return None
-    shown = [method for method in methods.OF_SEVERAL if method.name in _SHOWN]
+    several = catalogue(found.evaluation.model).several
+    shown = [method for method in several if method.name in _SHOWN]
     lines = []
     for name, setting in SETTINGS.items():
         if setting.says_places:

@@ -82,7 +82,8 @@ class BaseModel(nn.Module):
         }
         self.text = CLIPTextModel(CLIPTextConfig(**{**models.TEXT_CONFIG, **vocabulary}))
         self.network = NETWORKS[name]()
-        self.module = self.network.module
+        # Not `module`: a checkpoint of several processes has that before every name.
+        self.denoiser = self.network.module
         if name != models.UNET:
             self.text.requires_grad_(False)
 
@@ -139,7 +140,7 @@ class BaseModel(nn.Module):
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """The file that the loader nodes read; the text encoder is in the UNet's alone."""
         prefix = self.base.prefix
-        tensors = {f"{prefix}{name}": each for name, each in self.module.state_dict().items()}
+        tensors = {f"{prefix}{name}": each for name, each in self.denoiser.state_dict().items()}
         tensors |= self._text_tensors() if self.name == models.UNET else {}
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         if self.name == models.UNET:
@@ -153,7 +154,7 @@ class BaseModel(nn.Module):
 
     def load(self, path: Path) -> None:
         """Reads what `save` wrote of the network, and of the text encoder where it is in there."""
-        self.module.load_state_dict(models.part_of(path, self.base.prefix))
+        self.denoiser.load_state_dict(models.part_of(path, self.base.prefix))
         if self.name == models.UNET:
             self.load_text(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import comfy.model_management
@@ -12,17 +13,18 @@ import comfy.ops
 import torch
 from tiny_world.bases import BASES, places_like
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nested_core.attention import merge_heads, split_heads
 from nested_core.families import AnyFamily
 from nested_core.families.block_sites import BlockSite
-from nested_core.families.transformers import FLUX, WAN, TransformerFamily
+from nested_core.families.transformers import FLUX, WAN
 from nested_core.families.unet import UNET
 from nested_core.families.unet_sites import AttentionSite
 from nested_core.sites import Site
 from nested_core.training.nested_attention import Subjects, attend, attend_joint
 
-_OVERRIDE = "optimized_attention_override"  # ComfyUI's name
+OVERRIDE = "optimized_attention_override"  # ComfyUI's name
 
 
 @runtime_checkable
@@ -30,9 +32,14 @@ class LayerSubjects(Protocol):
     """Subjects that compute a layer of joint attention in a way of their own."""
 
     def attend(
-        self, site: Site, query: Tensor, key: Tensor, value: Tensor, num_text: int
+        self, site: Site, query: Tensor, key: Tensor, value: Tensor, num_text: int, first: int, /
     ) -> Tensor:
-        """The layer's output for all tokens, `[batch, heads, tokens, head_dim]`."""
+        """The layer's output for all tokens, `[batch, heads, tokens, head_dim]`.
+
+        Args:
+            num_text: how many of the keys are the text's, which come first.
+            first: of the queries, the picture's first.
+        """
         ...
 
 
@@ -88,7 +95,7 @@ class UNetNetwork:
         return attention.to_k.weight, attention.to_v.weight
 
     def predict(self, noisy: Tensor, times: Tensor, context: Tensor, subjects: Any) -> Tensor:
-        options: dict[str, Any] = {_OVERRIDE: _attend}
+        options: dict[str, Any] = {OVERRIDE: _attend}
         if subjects is not None:
             patches = {tuple(site): _site_with(subjects, site) for site in self._layers}
             options["patches_replace"] = {"attn2": patches}
@@ -133,9 +140,8 @@ def _differentiable() -> Iterator[None]:
 class TransformerNetwork:
     """What the transformers have in common."""
 
-    def __init__(self, name: str, family: TransformerFamily) -> None:
+    def __init__(self, name: str, family: AnyFamily) -> None:
         self.family: AnyFamily = family
-        self._is_joint = family.is_joint
         self.module = BASES[name].new_network(_Operations)
         modules = dict(self.module.named_modules())
         self.sites: Mapping[Site, Any] = {
@@ -157,31 +163,69 @@ class TransformerNetwork:
         """Whether this layer opens gates, or is the last one."""
         raise NotImplementedError
 
-    def _override(self, site_of: Callable[..., Site | None], num_text: int, subjects: Any) -> Any:
-        """Stands where ComfyUI looks for another attention function."""
+    def key_norm(self, site: Site, key: Tensor) -> Tensor:
+        """Keys `[batch, tokens, inner]` behind the norm of the text's keys at a site."""
+        raise NotImplementedError
 
-        def attention(
-            _: Any,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            heads: int,
-            *__: Any,
-            skip_reshape: bool = False,
-            transformer_options: Mapping[str, Any] | None = None,
-            **___: Any,
-        ) -> Tensor:
-            if not skip_reshape:
-                query, key, value = (split_heads(each, heads) for each in (query, key, value))
-            site = None if subjects is None else site_of(transformer_options or {}, key.shape[2])
-            if site is not None and isinstance(subjects, LayerSubjects):
-                return merge_heads(subjects.attend(site, query, key, value, num_text))
-            pixels = slice(num_text if self._is_joint else 0, None)
-            return merge_heads(
-                attend_joint(query, key, value, num_text, pixels, None, site, subjects)
-            )
 
-        return attention
+def override(
+    name: str,
+    subjects: Any,
+    num_text: int,
+    key_norm: Callable[[Site, Tensor], Tensor] | None = None,
+) -> Any:
+    """Stands where ComfyUI looks for another attention function, for one of the transformers.
+
+    Args:
+        subjects: `JointSubjects`, `LayerSubjects` or None, a subject for every row.
+    """
+    site_of, is_joint = _SITES[name]
+
+    def attention(
+        _: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        heads: int,
+        *__: Any,
+        skip_reshape: bool = False,
+        transformer_options: Mapping[str, Any] | None = None,
+        **___: Any,
+    ) -> Tensor:
+        if not skip_reshape:
+            query, key, value = (split_heads(each, heads) for each in (query, key, value))
+        first = num_text if is_joint else 0
+        # The grid has 64 cells and the text 77 tokens: their numbers tell the kinds of layers apart.
+        is_site = subjects is not None and (is_joint or key.shape[2] == num_text)
+        if not is_site:
+            return merge_heads(functional.scaled_dot_product_attention(query, key, value))
+        site = site_of(transformer_options or {})
+        if isinstance(subjects, LayerSubjects):
+            return merge_heads(subjects.attend(site, query, key, value, num_text, first))
+        norm = None if key_norm is None else partial(key_norm, site)
+        pixels = slice(first, None)
+        return merge_heads(
+            attend_joint(query, key, value, num_text, pixels, None, site, subjects, norm)
+        )
+
+    return attention
+
+
+def _flux_site(options: Mapping[str, Any]) -> Site:
+    double, single = FLUX.kinds.kinds
+    kind = single if options["block_type"] == "single" else double
+    return BlockSite(kind, options["block_index"])
+
+
+def _wan_site(options: Mapping[str, Any]) -> Site:
+    (kind,) = WAN.kinds.kinds
+    return BlockSite(kind, options["block_index"])
+
+
+_SITES: Mapping[str, tuple[Callable[[Mapping[str, Any]], Site], bool]] = {
+    "joint": (_flux_site, True),
+    "cross": (_wan_site, False),
+}
 
 
 class JointNetwork(TransformerNetwork):
@@ -199,14 +243,13 @@ class JointNetwork(TransformerNetwork):
         width = block.hidden_size
         return weight[width : 2 * width], weight[2 * width : 3 * width]
 
+    def key_norm(self, site: Site, key: Tensor) -> Tensor:
+        block = self.sites[site]
+        norm = (block.txt_attn if hasattr(block, "txt_attn") else block).norm.key_norm
+        return norm(key.unflatten(-1, (block.hidden_size // norm.weight.numel(), -1))).flatten(-2)
+
     def predict(self, noisy: Tensor, times: Tensor, context: Tensor, subjects: Any) -> Tensor:
-        kinds = FLUX.kinds.kinds
-
-        def site_of(options: Mapping[str, Any], _num_keys: int) -> Site:
-            is_single = options["block_type"] == "single"
-            return BlockSite(kinds[is_single], options["block_index"])
-
-        options = {_OVERRIDE: self._override(site_of, context.shape[1], subjects)}
+        options = {OVERRIDE: override("joint", subjects, context.shape[1], self.key_norm)}
         with _differentiable():
             return self.module(noisy, times / 1000.0, context, transformer_options=options)
 
@@ -231,15 +274,12 @@ class CrossNetwork(TransformerNetwork):
         attention = self.sites[site]
         return attention.k.weight, attention.v.weight
 
+    def key_norm(self, site: Site, key: Tensor) -> Tensor:
+        return self.sites[site].norm_k(key)
+
     def predict(self, noisy: Tensor, times: Tensor, context: Tensor, subjects: Any) -> Tensor:
-        num_text, (kind,) = context.shape[1], WAN.kinds.kinds
-
-        def site_of(options: Mapping[str, Any], num_keys: int) -> Site | None:
-            # The grid has 64 cells and the text 77 tokens: their numbers tell the two apart.
-            return BlockSite(kind, options["block_index"]) if num_keys == num_text else None
-
         placed = torch.cat([noisy, places_like(noisy)], dim=1)[:, :, None]
-        options = {_OVERRIDE: self._override(site_of, num_text, subjects)}
+        options = {OVERRIDE: override("cross", subjects, context.shape[1], self.key_norm)}
         with _differentiable():
             return self.module(placed, times, context, transformer_options=options)[:, :, 0]
 

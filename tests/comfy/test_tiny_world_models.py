@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     base = host.BaseModel()
-    tiny.randomise(base.module, seed=1, gain=1.7)
+    tiny.randomise(base.denoiser, seed=1, gain=1.7)
     base.save(folder / models.BASE_FILE, torch.float16)
     # ComfyUI keeps text and image encoders in half precision, whatever the file has.
     vision = {name: each.half() for name, each in host.vision_model().state_dict().items()}
