@@ -40,10 +40,13 @@ def weights_file(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not path.is_file():
+        model = next((each for each, files in FILES.items() if name in files), UNET)
+        option = "" if model == UNET else f" --model {model}"
+        *others, last = dict.fromkeys((BASE_FILE, VISION_FILE, *FILES[model]))
         raise MissingWeightsError(
-            f"{path}: there is no such file. Expected {BASE_FILE}, {VISION_FILE} and {ENCODER_FILE} "
+            f"{path}: there is no such file. Expected {', '.join(others)} and {last} "
             f"in {folder}. Restore them from the repository, or train them with "
-            "`python dev.py exec --tools lab/train.py --preset cpu --output FOLDER` "
+            f"`python dev.py exec --tools lab/train.py --preset cpu{option} --output FOLDER` "
             f"and set {FOLDER_VARIABLE} to FOLDER."
         )
     return path

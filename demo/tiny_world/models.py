@@ -35,6 +35,7 @@ from .bases import TEXT_DIM as TEXT_DIM
 from .bases import TIME_SHIFT as TIME_SHIFT
 from .files import BASE_FILE as BASE_FILE
 from .files import ENCODER_FILE as ENCODER_FILE
+from .files import FILES as FILES
 from .files import UNET as UNET
 from .files import VISION_FILE as VISION_FILE
 from .files import WEIGHTS as WEIGHTS
