@@ -57,6 +57,7 @@ _OF_TRANSFORMERS: Mapping[str, Ablation] = {
     "nested_16_model_norm": Ablation({**_NESTED.settings, "nested_key": "model_norm"}),
     # One token more: it gives the key.
     "learned_key": Ablation({**_SETTINGS, "num_queries": 17}, "learned_key"),
+    "moved_key": Ablation({**_SETTINGS, "num_queries": 17}, "moved_key"),
 }
 _OF_MODEL: Mapping[str, Mapping[str, Ablation]] = {
     "unet": ABLATIONS,

@@ -6,6 +6,7 @@ q, K and V are those of all tokens of a layer, text and pixels; Kn and Vn the su
     joined       out(q) = softmax(q [K, Kn]^T) [V, Vn], scale on the weights of Kn           for pixels
     text_too     nested attention for the text's queries as for the pixels'
     learned_key  nested attention, but the subject's first key stands in for the key of s    for pixels
+    moved_key    nested attention, but the subject's first key is added to the key of s      for pixels
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class TextToo(Way):
 class LearnedKey(Way):
     """See above."""
 
+    adds = False
+
     def _attend(
         self, site: Site, query: Tensor, key: Tensor, value: Tensor, num_text: int, first: int
     ) -> Tensor:
@@ -117,7 +120,8 @@ class LearnedKey(Way):
         own, _ = self._keys_values(site, query)
         numbers = torch.arange(key.shape[2], device=key.device)
         is_bound = numbers[None] == self.subjects.positions.view(-1, 1)
-        moved = torch.where(is_bound[:, None, :, None], own[:, :, :1], key)
+        own = own[:, :, :1]
+        moved = torch.where(is_bound[:, None, :, None], key + own if self.adds else own, key)
         inner = NestedSubjects(
             {site.path: (nested_key[:, 1:], nested_value[:, 1:])},
             self.subjects.positions,
@@ -129,10 +133,17 @@ class LearnedKey(Way):
         return torch.cat([_attention(query[:, :, :first], key, value), pixels], dim=2)
 
 
+class MovedKey(LearnedKey):
+    """See above."""
+
+    adds = True
+
+
 WAYS: Mapping[str, type[Way]] = {
     "nested": Way,
     "decoupled": Decoupled,
     "joined": Joined,
     "text_too": TextToo,
     "learned_key": LearnedKey,
+    "moved_key": MovedKey,
 }

@@ -26,6 +26,7 @@ _MEANINGS = {
     "joined": "16 tokens among the keys of the layer itself, in one softmax with text and pixels",
     "nested_16_model_norm": "16 tokens whose keys pass the norm that the model has for its text's",
     "learned_key": "nested attention, 16 tokens, and a key for s from the encoder in place of the text's",
+    "moved_key": "the same, added to the text's",
     "text_too": "nested attention, 16 tokens, for the queries of the text as for those of the pixels",
     "double_blocks": "nested attention, 16 tokens, in the three double blocks, the first half of all",
     "single_blocks": "nested attention, 16 tokens, in the three single blocks, the second half",

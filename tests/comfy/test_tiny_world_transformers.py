@@ -152,9 +152,9 @@ def _naive(way: str, scale: float, layer: SimpleNamespace, row: int, head: int) 
         weights = (q @ torch.cat([k, kn]).T / WIDTH**0.5).exp()
         weights[:, len(k) :] *= scale
         told = weights / weights.sum(-1, keepdim=True) @ torch.cat([v, vn])
-    elif way == "learned_key":
+    elif way in ("learned_key", "moved_key"):
         moved = k.clone()
-        moved[s] = kn[0]
+        moved[s] = kn[0] + (k[s] if way == "moved_key" else 0.0)
         told = nested(moved, kn[1:], vn[1:])
     else:
         told = nested(k, kn, vn)
