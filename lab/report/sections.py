@@ -5,6 +5,7 @@ from __future__ import annotations
 from tiny_world import world
 from tiny_world.files import UNET
 
+from ..ablations.encoders import DECOUPLED
 from ..drawing.catalogue import ABLATION_IDENTITIES, MAIN, STRENGTHS, at_strength, catalogue
 from ..drawing.methods import SHIPPED
 from ..measures.scores import FIGURES, STYLES, SUBJECT_AND_BACKGROUND
@@ -162,9 +163,12 @@ def curve(results: Results) -> str:
             lines.append(cells)
     if not lines:
         return ""
+    scale = budget = ""
+    if DECOUPLED in measured_curves(results):
+        scale = "; for `decoupled` it is IP-Adapter's scale"
+        budget = " `nested_16` and `decoupled` have the same budget."
     return (
-        "Strength from 0 to 1.5; for `decoupled` it is IP-Adapter's scale. Up is more of the subject, right "
-        "more of the prompt. `nested_16` and `decoupled` have the same budget.\n\n"
+        f"Strength from 0 to 1.5{scale}. Up is more of the subject, right more of the prompt.{budget}\n\n"
         + table(["", "strength", "subject", "background", "whole picture", "style obeyed"], lines)
     )
 
