@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 NESTED, DECOUPLED = "nested", "decoupled"
+LONG_STEPS = 1500
 
 # The budget of every ablation, a small part of the shipped encoder's.
 BUDGET: Mapping[str, object] = {
@@ -28,6 +30,11 @@ class Ablation:
     settings: Mapping[str, object] = field(default_factory=dict)
     way: str = NESTED
     sites: str = ""
+
+
+def _long(ablation: Ablation) -> Ablation:
+    """The same with a budget of its own."""
+    return replace(ablation, settings={**ablation.settings, "steps": LONG_STEPS})
 
 
 def _with_norm(scale: float) -> Ablation:
@@ -64,12 +71,20 @@ _OF_MODEL: Mapping[str, Mapping[str, Ablation]] = {
     "cross": _OF_TRANSFORMERS,
     "joint": {
         **_OF_TRANSFORMERS,
+        # Decoupled attention learns nothing here before that.
+        "decoupled_long": _long(ABLATIONS["decoupled"]),
+        "nested_16_long": _long(_NESTED),
         "text_too": replace(_NESTED, way="text_too"),
         # Half of the blocks are double ones, and they come first.
         "double_blocks": replace(_NESTED, sites="d"),
         "single_blocks": replace(_NESTED, sites="s"),
     },
 }
+
+
+def steps_of(ablation: Ablation, budget: Mapping[str, object]) -> Any:
+    """How long it is trained."""
+    return ablation.settings.get("steps", budget["steps"])
 
 
 def ablations_of(model: str) -> Mapping[str, Ablation]:

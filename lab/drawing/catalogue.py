@@ -21,6 +21,12 @@ MAIN: tuple[Method, ...] = (
 )
 
 
+# What nested attention is compared with at other strengths and with several subjects, and which
+# encoders of nested attention have curves: those of the same budget.
+_OTHERS = {UNET: (DECOUPLED,), "cross": (DECOUPLED, "joined"), "joint": ("decoupled_long",)}
+_CURVES = {UNET: ("nested_16",), "cross": ("nested_16",), "joint": ("nested_16", "nested_16_long")}
+
+
 def at_strength(name: str, strength: float) -> str:
     """The name of a method at another strength than 1."""
     return f"{name}@{strength:g}"
@@ -81,8 +87,8 @@ class Catalogue:
 def catalogue(model: str = UNET) -> Catalogue:
     """The methods of one of the world's base models."""
     ablations = ablations_of(model)
-    other = () if model == UNET else ("joined",)
-    curves = (SHIPPED, "nested_16", DECOUPLED, *other)
+    others = _OTHERS[model]
+    curves = (SHIPPED, *_CURVES[model], *others)
     of_curves = {name: ablations.get(name, Ablation()) for name in curves}
 
     def drawn(name: str, strength: float = 1.0) -> Method:
@@ -96,7 +102,7 @@ def catalogue(model: str = UNET) -> Catalogue:
         tuple(drawn(name, strength) for name in curves for strength in STRENGTHS),
         (
             Words("words", names_parts=True),
-            *(drawn(name) for name in (DECOUPLED, *other)),
+            *(drawn(name) for name in others),
             Nested("nested", SHIPPED),
             Nested("nested, masks", SHIPPED, masks=True),
             Nested("nested, separation", SHIPPED, separation=1.0),

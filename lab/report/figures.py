@@ -41,7 +41,9 @@ def ablations(results: Results) -> Image.Image | None:
 
 
 def _colour(name: str) -> int:
-    return {"one_token": 1, "decoupled": 4, "joined": 4}.get(name, 3 if "scale" in name else 2)
+    if name.startswith(("decoupled", "joined")):
+        return 4
+    return {"one_token": 1}.get(name, 3 if "scale" in name else 2)
 
 
 def curve(results: Results) -> Image.Image | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny_world import world
 from tiny_world.files import UNET
 
-from ..ablations.encoders import DECOUPLED
+from ..ablations.encoders import DECOUPLED, LONG_STEPS, ablations_of
 from ..drawing.catalogue import ABLATION_IDENTITIES, MAIN, STRENGTHS, at_strength, catalogue
 from ..drawing.methods import SHIPPED
 from ..measures.scores import FIGURES, STYLES, SUBJECT_AND_BACKGROUND
@@ -28,6 +28,8 @@ _MEANINGS = {
     "nested_16_model_norm": "16 tokens whose keys pass the norm that the model has for its text's",
     "learned_key": "nested attention, 16 tokens, and a key for s from the encoder in place of the text's",
     "moved_key": "the same, added to the text's",
+    "decoupled_long": "the same as `decoupled`, trained for longer",
+    "nested_16_long": "the same as `nested_16`, trained for as long",
     "text_too": "nested attention, 16 tokens, for the queries of the text as for those of the pixels",
     "double_blocks": "nested attention, 16 tokens, in the three double blocks, the first half of all",
     "single_blocks": "nested attention, 16 tokens, in the three single blocks, the second half",
@@ -74,8 +76,11 @@ def claims(results: Results) -> str:
     """The paper's, beside what is measured here."""
     many, beside = "`nested_4`, `nested_16`, `nested_64`", "`decoupled`"
     scales = "`nested_16_scale_1`, `_2`, `_4`"
-    if results.evaluation.model != UNET:
+    model = results.evaluation.model
+    if model != UNET:
         many, beside, scales = "`nested_16`", "`decoupled` and `joined`", "`nested_16_scale_2`"
+    if "decoupled_long" in ablations_of(model):
+        beside = f"{beside}, `nested_16_long` against `decoupled_long`"
     return (
         "The paper ([arXiv:2501.01407](https://arxiv.org/abs/2501.01407)) claims a balance: identity is "
         "kept and the prompt is obeyed.\n\n"
@@ -164,9 +169,10 @@ def curve(results: Results) -> str:
     if not lines:
         return ""
     scale = budget = ""
-    if DECOUPLED in measured_curves(results):
-        scale = "; for `decoupled` it is IP-Adapter's scale"
-        budget = " `nested_16` and `decoupled` have the same budget."
+    for nested, other in (("nested_16", DECOUPLED), ("nested_16_long", "decoupled_long")):
+        if other in measured_curves(results):
+            scale = f"; for `{other}` it is IP-Adapter's scale"
+            budget = f" `{nested}` and `{other}` have the same budget."
     return (
         f"Strength from 0 to 1.5{scale}. Up is more of the subject, right more of the prompt.{budget}\n\n"
         + table(["", "strength", "subject", "background", "whole picture", "style obeyed"], lines)
@@ -177,10 +183,11 @@ def ablations(results: Results) -> str:
     """All of them beside each other."""
     names = results.measured(ablation_names(results))
     budget = results.evaluation.budget
+    longer = f", those called long for {LONG_STEPS:,}" if "nested_16_long" in names else ""
     if not names:
         return ""
     return (
-        f"Each trained for {budget['steps']} steps of {budget['batch_size']} samples.\n\n"
+        f"Each trained for {budget['steps']} steps of {budget['batch_size']} samples{longer}.\n\n"
         + overview(results, names)
     )
 
