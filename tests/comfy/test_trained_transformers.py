@@ -84,15 +84,22 @@ def test_the_noun_lies_in_the_same_rows(hosts) -> None:
 
 def test_attention_is_the_same_in_both_hosts(hosts, subject, monkeypatch) -> None:
     seen: list[Any] = []
-    original = transformer_call.TransformerCall.added_to
+    asked: list[Any] = []
+    kind = transformer_call.TransformerCall
+    output, deltas = kind.output, kind._deltas
 
-    def added_to(call, base, site, attention):
-        out = original(call, base, site, attention)
-        if site is not None:
-            seen.append((call, site, attention, base, out))
+    def kept(call, attention, site, base, log_sums):
+        asked.append((call, site, attention, base))
+        return deltas(call, attention, site, base, log_sums)
+
+    def watched(call, *args):
+        asked.clear()
+        out = output(call, *args)
+        seen.extend((*each, out) for each in asked)
         return out
 
-    monkeypatch.setattr(transformer_call.TransformerCall, "added_to", added_to)
+    monkeypatch.setattr(kind, "_deltas", kept)
+    monkeypatch.setattr(kind, "output", watched)
     sampled(hosts, subject)
     assert len(seen) == hosts.scene.steps * len(hosts.scene.sites)
     subjects = hosts.subjects(subject.tokens, places_of(hosts))

@@ -156,7 +156,7 @@ class TransformerHost:
         model = original(base_model.diffusion_model)
         blocks = self.blocks_of(model)
         frames = x.shape[2] if x.ndim == 5 else 1
-        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]))
+        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]), _patch_of(model))
         before, num_text, first_pixel = self.places(
             model, conditions, plan.num_text_tokens, grid.num_pixels
         )
@@ -196,6 +196,12 @@ class TransformerHost:
     def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See `HostFamily`."""
         return take_down(options)
+
+
+def _patch_of(model: Any) -> int:
+    """Side of a patch in latent cells, under whichever name the model has it; a video's may be three."""
+    size = getattr(model, "patch_spatial", None) or model.patch_size
+    return int(size[-1] if isinstance(size, tuple | list) else size)
 
 
 def _flux_norm(block: Any) -> Any:
