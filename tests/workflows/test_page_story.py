@@ -10,7 +10,7 @@ from serving import ROOT
 from test_page import _OPEN, _wait_until, chips, page, pytestmark  # noqa: F401
 from test_page_script import _WITH_SUBJECT, _of_ours, rendering  # noqa: F401
 from test_tiny_templates import give_tiny_world
-from tiny_graphs import two_subjects
+from tiny_graphs import ENCODER_NAME, two_subjects
 
 TINY = ROOT / "demo" / "custom_nodes" / "tiny_world" / "example_workflows"
 _CHIPS = chips("each.querySelector('img')?.naturalWidth > 0")
@@ -33,7 +33,8 @@ def _plain_graph():
 def _run(page):  # noqa: F811
     page.execute_script(
         "window.ended = null; for (const each of ['execution_success', 'execution_error'])"
-        " app.api.addEventListener(each, () => { window.ended = each; }, {once: true});"
+        " app.api.addEventListener(each, ({detail}) => {"
+        "  window.ended = detail?.exception_message ?? each; }, {once: true});"
         "app.queuePrompt(0, 1)"
     )
     _wait_until(page, "return window.ended !== null")
@@ -56,6 +57,11 @@ def test_from_a_plain_graph_to_a_picture_of_somebody(server, page):  # noqa: F81
     )
     page.execute_script(_WITH_SUBJECT, "LoadImage", "Bind as subject")
     _wait_until(page, f"return {_CHIPS}.length === 2")
+    page.execute_script(
+        "app.graph.nodes.flatMap((node) => node.widgets ?? [])"
+        ".find((each) => each.name === 'encoder_name').value = arguments[0]",
+        ENCODER_NAME,
+    )
     all_nodes, all_links = page.execute_script(f"return {_COUNTS}")
     assert (all_nodes - nodes, all_links - links) == (3, 4)
 
