@@ -112,7 +112,7 @@ def norm_factor(
     text_value: Float[Tensor, "batch heads 1 head_dim"],
     norm: ValueNorm,
 ) -> Float[Tensor, "batch #heads pixels 1"] | float:
-    """By what `normalise_values` multiplies the values, in float32."""
+    """By what `normalise_values` multiplies the values, in float32 at least."""
     if norm.mode == "none":
         return 1.0
     dims = (-1,) if norm.mode == "per_head" else (-3, -1)
@@ -122,7 +122,8 @@ def norm_factor(
 
 def _length(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
-    return norm(values, dim=dims, keepdim=True, dtype=torch.float32)
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return norm(values, dim=dims, keepdim=True, dtype=dtype)
 
 
 @dataclass(frozen=True)
