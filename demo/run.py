@@ -4,6 +4,8 @@ A person (`<anna>`) and a dog (`<rex>`) of the tiny world are photographed once.
 tiny_world/workflow.json then draws each prompt with this pack, and without it: the same seed, the
 noun in the token's place. The world knows the one right answer to a prompt, so the pictures are
 measured against it, on the subjects and elsewhere (PSNR in dB, more is better).
+
+`--model joint` draws the same with a transformer of joint attention, a small Flux, in the UNet's place.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from client import ComfyClient, Prompt, PromptError
-from tiny_world.files import ENCODER_FILE, WEIGHTS, MissingWeightsError, weights_file
+from tiny_world.files import FILES, UNET, WEIGHTS, MissingWeightsError, weights_file
 from tiny_world.prompts import PromptTextError, Request, draw_cast, psnr, read_prompt
 from tiny_world.sheet import Row, make_sheet, to_image
 from tiny_world.world import Picture
@@ -46,8 +48,9 @@ def main() -> int:
     cast, photographs = draw_cast(options.seed)
     try:
         requests = [read_prompt(text, cast) for text in options.prompt or PROMPTS]
-        prepare(Path(os.environ["NESTED_ATTENTION_BASE_DIRECTORY"]), photographs)
-        rows = asyncio.run(draw_all(options.server, requests, options.seed))
+        base = Path(os.environ["NESTED_ATTENTION_BASE_DIRECTORY"])
+        prepare(base, photographs, options.model)
+        rows = asyncio.run(draw_all(options.server, requests, options.seed, options.model))
     except (MissingWeightsError, PromptTextError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -76,6 +79,9 @@ def parse_arguments() -> argparse.Namespace:
         help="draw this instead of the demo's prompts; may be given several times, and must be "
         f"one that the world has a right answer to, such as '{PROMPTS[0]}'",
     )
+    parser.add_argument(
+        "--model", choices=FILES, default=UNET, help="which base model; default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the subjects and of the sampler")
     parser.add_argument(
         "--output", type=Path, default=Path("demo.png"), help="the picture; default: %(default)s"
@@ -88,24 +94,34 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def prepare(base: Path, photographs: Mapping[str, Picture]) -> None:
+def prepare(base: Path, photographs: Mapping[str, Picture], model: str = UNET) -> None:
     """Puts the encoder and the photographs where the server looks for them."""
     encoders, pictures = base / "models" / "nested_attention", base / "input"
     for folder in (encoders, pictures):
         folder.mkdir(parents=True, exist_ok=True)
-    name = load_workflow()["encoder"]["inputs"]["encoder_name"]
-    shutil.copyfile(weights_file(WEIGHTS, ENCODER_FILE), encoders / name)
+    name = load_workflow(model)["encoder"]["inputs"]["encoder_name"]
+    weights_file(WEIGHTS, FILES[model].base)  # better missed here than by the server
+    shutil.copyfile(weights_file(WEIGHTS, FILES[model].encoder), encoders / name)
     for token, photograph in photographs.items():
         to_image(photograph).save(pictures / f"{token.strip('<>')}.png")
 
 
-def load_workflow() -> Prompt:
-    return json.loads(WORKFLOW.read_text(encoding="utf-8"))
+def load_workflow(model: str = UNET) -> Prompt:
+    """The workflow of the UNet, or the same with a transformer and its encoder."""
+    graph: Prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    if model != UNET:
+        graph["checkpoint"] = {
+            "class_type": "TinyWorld_LoadTransformer",
+            "inputs": {"model_name": model},
+            "_meta": {"title": "Load Tiny World Transformer"},
+        }
+        graph["encoder"]["inputs"]["encoder_name"] = f"tiny_world_{model}.safetensors"
+    return graph
 
 
-def workflow_for(prompt: str, seed: int) -> Prompt:
+def workflow_for(prompt: str, seed: int, model: str = UNET) -> Prompt:
     """The workflow with another prompt and seed."""
-    graph = load_workflow()
+    graph = load_workflow(model)
     graph["prompt"]["inputs"]["text"] = prompt
     graph["sampler"]["inputs"]["seed"] = seed
     return graph
@@ -130,12 +146,14 @@ def without_pack(graph: Prompt) -> Prompt:
     return plain
 
 
-async def draw_all(server: str, requests: Iterable[Request], seed: int) -> list[Row]:
+async def draw_all(
+    server: str, requests: Iterable[Request], seed: int, model: str = UNET
+) -> list[Row]:
     """Every prompt with and without the pack."""
     rows: list[Row] = []
     async with ComfyClient(server) as client:
         for request in requests:
-            graph = workflow_for(request.text, seed)
+            graph = workflow_for(request.text, seed, model)
             without = await draw(client, without_pack(graph))
             with_pack = await draw(client, graph)
             figures = (psnr(each, request.right, request.mask) for each in (without, with_pack))

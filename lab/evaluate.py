@@ -24,10 +24,10 @@ ROOT = Path(os.environ["NESTED_ATTENTION_ROOT"])
 sys.path += [str(ROOT), str(ROOT / "demo")]
 
 from tiny_world import world  # noqa: E402
-from tiny_world.files import WEIGHTS, MissingWeightsError  # noqa: E402
+from tiny_world.files import FILES, UNET, WEIGHTS, MissingWeightsError  # noqa: E402
 
 from lab.ablations.trained import TrainingNeededError  # noqa: E402
-from lab.drawing import methods  # noqa: E402
+from lab.drawing.catalogue import ABLATION_IDENTITIES, catalogue  # noqa: E402
 from lab.drawing.evaluation import Evaluation  # noqa: E402
 from lab.drawing.studio import Sampling  # noqa: E402
 from lab.report.page import write_report  # noqa: E402
@@ -37,19 +37,22 @@ from lab.report.results import collect  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    unknown = set(options.methods) - {*methods.GROUPS, *methods.METHODS}
+    known_methods = catalogue(options.model)
+    names = [*known_methods.groups, *known_methods.methods]
+    unknown = set(options.methods) - set(names)
     if unknown:
-        known = ", ".join([*methods.GROUPS, *methods.METHODS])
+        known = ", ".join(names)
         parser.error(f"--methods: found {', '.join(sorted(unknown))}; there are {known}.")
     evaluation = Evaluation(
         options.output,
         options.weights.absolute(),
         options.seed,
         Sampling(steps=options.steps),
+        model=options.model,
     )
     try:
-        chosen = methods.chosen(options.methods)
-        results = collect(evaluation, chosen, options.identities, options.several)
+        chosen = known_methods.chosen(options.methods)
+        results = collect(evaluation, chosen, options.identities, options.others, options.several)
     except (TrainingNeededError, MissingWeightsError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
@@ -69,19 +72,26 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--model", choices=FILES, default=UNET, help="which base model")
     parser.add_argument(
         "--methods",
         nargs="+",
         default=["main"],
         metavar="NAME",
-        help=f"groups {', '.join(methods.GROUPS)}, or names of methods; default: main",
+        help=f"groups {', '.join(catalogue().groups)}, or names of methods; default: main",
     )
     parser.add_argument(
         "--identities",
         type=_positive,
         default=256,
-        help="of the main group, default: %(default)s; all others draw at most "
-        f"{methods.ABLATION_IDENTITIES}",
+        help="of the main group, default: %(default)s",
+    )
+    parser.add_argument(
+        "--others",
+        type=_positive,
+        default=ABLATION_IDENTITIES,
+        metavar="N",
+        help="how many identities ablations and curves draw at most, default: %(default)s",
     )
     parser.add_argument(
         "--several",

@@ -14,6 +14,13 @@ computes anyway. Attention is linear in its values, so the difference is exact, 
 simply add, and no table with one value per pixel and token is ever built. A' is A with `m log t`
 added to the logit of s, t being the token's weight.
 
+What costs time is reading values, pixel by pixel and channel by channel. So the sums are computed
+with their terms gathered by value,
+
+    delta  = sum_s a_s(q) v*_s(q) - sum_s b_s(q) V[s] + c(q) base
+
+and a, b and c are one number per pixel and head, into which all the factors above go.
+
 Shapes: queries, keys and values are split into heads, `[batch, heads, tokens, head_dim]`.
 """
 
@@ -21,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -34,8 +41,9 @@ from .shapes import Float, Int
 ValueNormMode = Literal["per_head", "all_heads", "none"]
 AttentionFunction = Callable[..., Tensor]  # of query, key, value and, where there is one, a bias
 
-# A value of length zero has no direction to keep; divided by this, it stays zero.
-_SMALLEST = torch.finfo(torch.float32).tiny
+# A value of length zero has no direction to keep. The factor that would bring it to its length stays
+# finite, and zero stays zero.
+_SMALLEST = 1e-20
 
 # Elements of the largest table of attention weights held at once, in float32: 128 MB.
 _MAX_TABLE_ELEMENTS = 2**25
@@ -95,15 +103,27 @@ def normalise_values(
     norm: ValueNorm,
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """v*(q) at `scale` times the length of the text value that it replaces; zero stays zero."""
+    factor = norm_factor(values, text_value, norm)
+    return values if isinstance(factor, float) else values * factor
+
+
+def norm_factor(
+    values: Float[Tensor, "batch heads pixels head_dim"],
+    text_value: Float[Tensor, "batch heads 1 head_dim"],
+    norm: ValueNorm,
+) -> Float[Tensor, "batch #heads pixels 1"] | float:
+    """By what `normalise_values` multiplies the values, in float32 at least."""
     if norm.mode == "none":
-        return values
+        return 1.0
     dims = (-1,) if norm.mode == "per_head" else (-3, -1)
     length, text_length = _length(values, dims), _length(text_value, dims)
-    return values / length.clamp_min(_SMALLEST) * (norm.scale * text_length)
+    return norm.scale * text_length / length.clamp_min(_SMALLEST)
 
 
 def _length(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return values.square().sum(dim=dims, keepdim=True).sqrt()
+    norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return norm(values, dim=dims, keepdim=True, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -150,80 +170,119 @@ def replacement_delta(
             owns the pixel instead of their own's. None: u_s stays as above.
         joint: where the softmax is over more keys than the text's. None: over the text alone.
     """
-    key, value = text_key.float(), text_value.float()
+    scaled_key = text_key.float() * query.shape[-1] ** -0.5  # smaller than the table of logits
+    layer = _Layer(scaled_key, text_value.float(), joint)
     pieces = [
-        _delta_of_pixels(
-            query[:, :, pixels].float(), key, value, bound_tokens, pixels, seen, separation, joint
-        )
-        for pixels in _pixel_slices(query, key)
+        _delta_of_pixels(query[:, :, pixels].float(), layer, bound_tokens, pixels, seen, separation)
+        for pixels in _pixel_slices(query, text_key)
     ]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The text of a layer: keys divided by the root of the head's width, and values, in float32."""
+
+    scaled_key: Tensor
+    value: Tensor
+    joint: JointSoftmax | None
+
+    def columns(
+        self, query: Tensor, tokens: Sequence[BoundToken], pixels: slice, needs_output: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """A_s of each token, `[batch, heads, pixels, 1]`; the layer's output, where it is needed."""
+        if self.joint is None:
+            attention = (query @ self.scaled_key.mT).softmax(dim=-1)
+            columns = [_columns_at(attention, token.position) for token in tokens]
+            return columns, attention @ self.value if needs_output else None
+        columns = [
+            _column_among_all(query, self.scaled_key, each, pixels, self.joint) for each in tokens
+        ]
+        return columns, self.joint.output[:, :, pixels].float() if needs_output else None
+
+
 def _delta_of_pixels(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    layer: _Layer,
     bound_tokens: Sequence[BoundToken],
     pixels: slice,
     seen: Tensor | None,
     separation: Tensor | None,
-    joint: JointSoftmax | None,
 ) -> Tensor:
-    text_values = [_rows_at(value, token.position) for token in bound_tokens]
-    attention = torch.empty(0)
-    if joint is None:
-        attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
-        columns = [_columns_at(attention, token.position) for token in bound_tokens]
-    else:
-        columns = [_column_among_all(query, key, each, pixels, joint) for each in bound_tokens]
-    gains = [_gain(token, pixels) for token in bound_tokens]
+    is_weighted = any(token.token_weight != 1.0 for token in bound_tokens)
+    columns, output = layer.columns(query, bound_tokens, pixels, is_weighted)
     if seen is not None:
         seen[:, :, pixels] = torch.stack([each.mean(dim=(1, 3)) for each in columns], dim=1)
 
     # A' follows from A alone: weighting a logit by log g multiplies its share by g, and all
     # shares are divided by what they now sum to.
-    total = 1.0
-    delta = torch.zeros_like(query)
-    if any(token.token_weight != 1.0 for token in bound_tokens):
-        plain = joint.output[:, :, pixels].float() if joint is not None else attention @ value
-        surplus = [column * (gain - 1.0) for column, gain in zip(columns, gains, strict=True)]
-        total = 1.0 + sum(surplus)
-        weighted = sum((s * v for s, v in zip(surplus, text_values, strict=True)), start=plain)
-        delta = weighted / total - plain
-
+    gains = [_gain(token, pixels) for token in bound_tokens]
+    surplus = [column * (gain - 1.0) for column, gain in zip(columns, gains, strict=True)]
+    total = 1.0 + sum(surplus) if is_weighted else 1.0
     attended = [column * gain / total for column, gain in zip(columns, gains, strict=True)]
+
+    texts = [_rows_at(layer.value, token.position) for token in bound_tokens]
     taken = 0.0 if separation is None else separation[:, :, pixels].float()
-    for token, column, text in zip(bound_tokens, attended, text_values, strict=True):
-        own = 1.0 if token.share is None else 1.0 - taken
-        delta = delta + own * column * _moved_values(token, text, pixels)
-    if separation is not None:
-        delta = delta + taken * _delta_of_owners(bound_tokens, attended, text_values, pixels)
-    return delta
+    owned = _Owned.of(bound_tokens, attended, taken, pixels)
+    delta: Tensor | None = None
+    for token, column, excess, text in zip(bound_tokens, attended, surplus, texts, strict=True):
+        competes = token.share is not None
+        moved = column * token.strength * _region(token, pixels)
+        moved = moved * (1.0 - taken) if competes else moved
+        star, own = moved, moved
+        if competes:
+            star = moved + owned.attention * owned.share(token, pixels)
+            own = moved + column * owned.shares
+        if is_weighted:
+            own = own - excess / total
+        values = token.values[:, :, pixels]
+        star = star * norm_factor(values, text, token.value_norm)
+        delta = star * values if delta is None else delta.add_(star * values)
+        delta = delta.addcmul_(own, text, value=-1.0)
+    assert delta is not None, "a group of rows has a bound token"
+    return delta if output is None else delta.add_(output * (1.0 / total - 1.0))
 
 
-def _delta_of_owners(
-    bound_tokens: Sequence[BoundToken],
-    attended: Sequence[Tensor],
-    text_values: Sequence[Tensor],
-    pixels: slice,
-) -> Tensor | float:
-    """The delta if all competing tokens offered the value of the pixel's owner.
+@dataclass(frozen=True, eq=False)
+class _Owned:
+    """What competing tokens offer of each pixel's owner, instead of their own.
 
     A token s would offer V[s] + sum_t share_t w_t p_t (v*_t - V[s]), p being the presence: a mask is
-    in the share already. Summed over all s the terms gather around the attention to all of them,
-    C = sum_s A_s, and T = sum_s A_s V[s].
+    in the share already. Summed over all s, v*_t has the attention to all of them as its factor.
+
+    Attributes:
+        taken: how far they do.
+        attention: sum_s A'_s.
+        shares: taken sum_t share_t w_t p_t.
     """
-    entries = zip(bound_tokens, attended, text_values, strict=True)
-    competing = [entry for entry in entries if entry[0].share is not None]
-    attention = sum(column for _, column, _ in competing)
-    text = sum(column * text for _, column, text in competing)
-    delta: Tensor | float = 0.0
-    for token, _, own_text in competing:
+
+    taken: Tensor | float
+    attention: Tensor | float
+    shares: Tensor | float
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[BoundToken],
+        attended: Sequence[Tensor],
+        taken: Tensor | float,
+        pixels: slice,
+    ) -> _Owned:
+        competing = [
+            each for each in zip(tokens, attended, strict=True) if each[0].share is not None
+        ]
+        nobody = cls(taken, 0.0, 0.0)
+        return cls(
+            taken,
+            sum((column for _, column in competing), start=0.0),
+            sum((nobody.share(token, pixels) for token, _ in competing), start=0.0),
+        )
+
+    def share(self, token: BoundToken, pixels: slice) -> Tensor:
+        """taken share_t w_t p_t."""
         assert token.share is not None
-        share = token.share[:, :, pixels].float() * token.strength * token.presence
-        delta = delta + share * (attention * _star(token, own_text, pixels) - text)
-    return delta
+        own = token.share[:, :, pixels].float()
+        return self.taken * own * (token.strength * token.presence)
 
 
 def blended_values(
@@ -231,17 +290,8 @@ def blended_values(
 ) -> Float[Tensor, "batch heads pixels head_dim"]:
     """u(q): the value that each pixel is given in place of the text token's, in float32."""
     text = _rows_at(text_value.float(), token.position)
-    return text + _moved_values(token, text, slice(None))
-
-
-def _moved_values(token: BoundToken, text: Tensor, pixels: slice) -> Tensor:
-    """u(q) - V[s]."""
-    return token.strength * _region(token, pixels) * (_star(token, text, pixels) - text)
-
-
-def _star(token: BoundToken, text: Tensor, pixels: slice) -> Tensor:
-    """v*(q), normed."""
-    return normalise_values(token.values[:, :, pixels].float(), text, token.value_norm)
+    star = normalise_values(token.values, text, token.value_norm)
+    return text + token.strength * _region(token, slice(None)) * (star - text)
 
 
 def _gain(token: BoundToken, pixels: slice) -> Tensor | float:
@@ -269,10 +319,10 @@ def _columns_at(attention: Tensor, position: Tensor) -> Tensor:
 
 
 def _column_among_all(
-    query: Tensor, key: Tensor, token: BoundToken, pixels: slice, joint: JointSoftmax
+    query: Tensor, scaled_key: Tensor, token: BoundToken, pixels: slice, joint: JointSoftmax
 ) -> Tensor:
     """The attention to one text token, `[batch, heads, pixels, 1]`, in a softmax over more keys."""
-    logits = query @ _rows_at(key, token.position).mT * query.shape[-1] ** -0.5
+    logits = query @ _rows_at(scaled_key, token.position).mT
     if joint.text_bias is not None:
         bias = joint.text_bias.float()
         bias = bias[:, :, pixels] if bias.shape[2] > 1 else bias

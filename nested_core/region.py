@@ -1,4 +1,4 @@
-"""Masks of bindings where a sampler draws only a part of the picture.
+"""Masks of bindings: those of a video's frames, and where a sampler draws only a part of the picture.
 
 A detailer or a tiled upscaler cuts out a part, samples it as if it was a picture, and puts it back.
 The sampler cannot know that, so a mask of the whole picture would be stretched over the part.
@@ -10,11 +10,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .binding import Binding
 from .errors import BindingError
 from .shapes import Float
+
+
+def of_frames(
+    mask: Float[Tensor, "pictures height width"], num_frames: int
+) -> Float[Tensor, "pictures2 frames2 height width"]:
+    """A binding's mask as latents of so many frames have it.
+
+    The masks of a video are its frames', for each video of a batch alike. They are as many as the
+    latent's frames; or the first one's and as many for each frame behind it, as video models compress
+    time; or else they are spread evenly. A still picture has one frame, and masks of pictures.
+    """
+    if num_frames == 1 or len(mask) == 1:
+        return mask[:, None]
+    fine, rest = divmod(len(mask) - 1, num_frames - 1)
+    if rest == 0 and fine > 0:
+        behind = mask[1:].reshape(num_frames - 1, fine, *mask.shape[1:]).mean(dim=1)
+        return torch.cat((mask[:1], behind))[None]
+    flat = mask.flatten(1).T[None]
+    return functional.adaptive_avg_pool1d(flat, num_frames)[0].T.reshape(1, -1, *mask.shape[1:])
 
 
 def cropped_to(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -110,7 +110,8 @@ class ShowMaps(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4095,
-                    tooltip="Which picture of the batch; the first is 0.",
+                    tooltip="Which picture of the batch, or which frame of a video's latent; the first "
+                    "is 0.",
                 ),
                 io.Image.Input(
                     "image",
@@ -130,14 +131,21 @@ class ShowMaps(io.ComfyNode):
         picture: int = 0,
         image: Tensor | None = None,
     ) -> io.NodeOutput:
-        below = None if image is None else _picture_of(image, picture)
         maps = record.of(samples)
+        below = None if image is None else _picture_of(image, picture, maps.num_frames, samples)
         sheet = draw_sheet(maps, show, picture, None if below is None else below.numpy())
         return io.NodeOutput(torch.from_numpy(sheet)[None], ui=show_overlays(maps))
 
 
-def _picture_of(image_bhwc: Tensor, picture: int) -> Tensor:
-    """The chosen picture, or the first where the images are fewer than the pictures recorded."""
+def _picture_of(image_bhwc: Tensor, picture: int, num_frames: int, samples: Any) -> Tensor:
+    """The chosen picture, or the first where the images are fewer than the pictures recorded.
+
+    A video's decoder makes several images of each frame of the latent but the first.
+    """
+    if num_frames > 1:
+        per_video = max(len(image_bhwc) // len(samples["samples"]), 1)
+        video, frame = divmod(picture, num_frames)
+        picture = video * per_video + round(frame * (per_video - 1) / (num_frames - 1))
     chosen = image_bhwc[picture if picture < len(image_bhwc) else 0]
     colours = chosen[..., :3].float().cpu()
     return colours if colours.shape[-1] == 3 else colours[..., :1].expand(-1, -1, 3)

@@ -1,8 +1,8 @@
-"""The tiny world's base model in ComfyUI: UNet, CLIP, VAE and CLIP vision of ComfyUI's own classes.
+"""The tiny world's models in ComfyUI: MODEL, CLIP, VAE and CLIP vision of ComfyUI's own classes.
 
 | part         | what                                                                                |
 |--------------|-------------------------------------------------------------------------------------|
-| UNet         | ComfyUI's `UNetModel`, SD1.5's layout in small, flow matching, 48 channels, 8x8 grid |
+| base models  | a UNet and two transformers: `bases.py`                                             |
 | text encoder | CLIP's text model, 2 layers, with the real CLIP tokenizer                           |
 | VAE          | invertible: blocks of 4x4 pixels become 48 channels                                 |
 | image encoder| CLIP's vision model at 32 pixels, blocks of 4x4 pixels                              |
@@ -14,36 +14,32 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import comfy.clip_vision
-import comfy.latent_formats
-import comfy.model_base
 import comfy.model_management
-import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
-import comfy.supported_models
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from .bases import BASES
+from .bases import BLOCK as BLOCK
+from .bases import LATENT_CHANNELS as LATENT_CHANNELS
+from .bases import TEXT_DIM as TEXT_DIM
+from .bases import TIME_SHIFT as TIME_SHIFT
 from .files import BASE_FILE as BASE_FILE
 from .files import ENCODER_FILE as ENCODER_FILE
+from .files import FILES as FILES
+from .files import UNET as UNET
 from .files import VISION_FILE as VISION_FILE
 from .files import WEIGHTS as WEIGHTS
 from .files import weights_file
-
-BLOCK = 4  # pixels on a side that become one cell of the latent
-LATENT_CHANNELS = 3 * BLOCK**2
-TEXT_DIM = 128
-# The time shift of flow matching (arXiv:2403.03206, section 5.3.2). The pixels of a part are alike,
-# so that their mean shows through much noise; without the shift, few steps would need the words.
-TIME_SHIFT = 6.0
 
 TEXT_CONFIG = {
     "hidden_size": TEXT_DIM,
@@ -71,46 +67,6 @@ VISION_CONFIG = {
 VOCABULARY_SIZE = 49408
 
 
-class PixelBlocks(comfy.latent_formats.LatentFormat):
-    """Latents of pictures in [-1, 1] whose 4x4 blocks of pixels became channels."""
-
-    latent_channels = LATENT_CHANNELS
-    spacial_downscale_ratio = BLOCK
-
-
-class TinyWorld(comfy.supported_models.SD15):
-    """The layout of SD1.5 with two levels of equal width: 7 attention sites."""
-
-    unet_config: ClassVar[dict[str, Any]] = {
-        "image_size": 32,
-        "in_channels": LATENT_CHANNELS,
-        "out_channels": LATENT_CHANNELS,
-        "model_channels": 96,
-        "num_res_blocks": [1, 1],
-        "channel_mult": [1, 1],
-        "transformer_depth": [1, 1],
-        "transformer_depth_output": [1, 1, 1, 1],
-        "transformer_depth_middle": 1,
-        "context_dim": TEXT_DIM,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
-        "use_temporal_attention": False,
-        "adm_in_channels": None,
-        "legacy": False,
-        "dtype": torch.float32,
-    }
-    unet_extra_config: ClassVar[dict[str, Any]] = {"num_heads": 4, "num_head_channels": -1}
-    sampling_settings: ClassVar[dict[str, Any]] = {"shift": TIME_SHIFT}
-    latent_format = PixelBlocks
-
-    def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
-        return comfy.model_base.ModelType.FLOW
-
-    def inpaint_model(self) -> bool:
-        # ComfyUI takes every UNet of more than 4 input channels for one that is also fed a mask.
-        return False
-
-
 class TextEncoder(comfy.sd1_clip.SD1CheckpointClipModel):
     """ComfyUI's CLIP-L, with tokens of zero behind the end of the text: padding says nothing."""
 
@@ -119,11 +75,15 @@ class TextEncoder(comfy.sd1_clip.SD1CheckpointClipModel):
         self.zero_out_masked = True
 
 
-class ClipModel(comfy.sd1_clip.SD1ClipModel):
-    """The text encoder behind ComfyUI's CLIP socket."""
+class Tokenizer(comfy.sd1_clip.SDTokenizer):
+    """CLIP's, whose pieces of words are as long as what they stand for: its vocabulary marks the ends
+    of words, and the tokenizers whose names it bears do not."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(clip_model=TextEncoder, **options)
+        super().__init__(**options)
+        self.inv_vocab = {
+            each: piece.removesuffix("</w>") for each, piece in self.inv_vocab.items()
+        }
 
 
 class InvertibleVAE:
@@ -142,7 +102,8 @@ class InvertibleVAE:
         return functional.pixel_unshuffle(pixels * 2.0 - 1.0, BLOCK)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The inverse, clamped to [0, 1]."""
+        """The inverse, clamped to [0, 1]. Of a video the first frame."""
+        latents = latents[:, :, 0] if latents.ndim == 5 else latents
         pixels = functional.pixel_shuffle(latents, BLOCK).movedim(1, -1)
         return ((pixels + 1.0) / 2.0).clamp(0.0, 1.0)
 
@@ -153,36 +114,43 @@ class InvertibleVAE:
         return BLOCK
 
 
-def unet_module() -> UNetModel:
-    """ComfyUI's UNet in the layout of the world, with weights that nobody initialised."""
-    config = {**TinyWorld.unet_config, **TinyWorld.unet_extra_config}
-    del config["use_temporal_attention"]
-    return UNetModel(**config, operations=comfy.ops.manual_cast, device=torch.device("cpu"))
-
-
-def load_model(weights: Path = WEIGHTS) -> ModelPatcher:
-    """MODEL."""
-    config = TinyWorld(dict(TinyWorld.unet_config))
+def load_model(weights: Path = WEIGHTS, name: str = UNET) -> ModelPatcher:
+    """MODEL, one of `BASES`."""
+    base = BASES[name]
+    config = base.config(dict(base.config.unet_config))
     device = comfy.model_management.get_torch_device()
     model = config.get_model({}, device=comfy.model_management.unet_offload_device())
-    model.diffusion_model.load_state_dict(part_of(weights_file(weights, BASE_FILE), "unet."))
+    model.diffusion_model.load_state_dict(
+        part_of(weights_file(weights, base.files.base), base.prefix)
+    )
     model.eval()
     return ModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
-def load_clip(weights: Path = WEIGHTS) -> comfy.sd.CLIP:
-    """CLIP. Words that the world never uses stay unspoken: their embedding is zero."""
+def load_clip(weights: Path = WEIGHTS, name: str = UNET) -> comfy.sd.CLIP:
+    """CLIP. Words that the world never uses stay unspoken: their embedding is zero.
+
+    One text encoder for all base models, each of which knows it by another name.
+    """
+    key = BASES[name].tokenizer
+    part = f"clip_{key}"
+    is_clip = key == "l"
 
     class Target:
         params: ClassVar[dict[str, Any]] = {}
-        clip, tokenizer = ClipModel, comfy.sd1_clip.SD1Tokenizer
+        clip = partial(comfy.sd1_clip.SD1ClipModel, clip_name=key, clip_model=TextEncoder)
+        tokenizer = partial(
+            comfy.sd1_clip.SD1Tokenizer,
+            clip_name=key,
+            tokenizer=comfy.sd1_clip.SDTokenizer if is_clip else Tokenizer,
+        )
 
-    clip = comfy.sd.CLIP(Target, model_options={"clip_l_model_config": TEXT_CONFIG})
+    clip = comfy.sd.CLIP(Target, model_options={f"{part}_model_config": TEXT_CONFIG})
     text = part_of(weights_file(weights, BASE_FILE), "text.")
     embedding = torch.zeros(VOCABULARY_SIZE, TEXT_DIM)
     embedding[text.pop("token_ids").long()] = text.pop("token_embedding").float()
     text["text_model.embeddings.token_embedding.weight"] = embedding
-    transformer = clip.cond_stage_model.clip_l.transformer
+    transformer = getattr(clip.cond_stage_model, part).transformer
     missing, unexpected = transformer.load_state_dict(text, strict=False)
     assert set(missing) <= {"text_projection.weight"}, missing
     assert not unexpected, unexpected

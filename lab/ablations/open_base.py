@@ -13,13 +13,16 @@ from pathlib import Path
 
 import torch
 from tiny_world import models
+from tiny_world.files import FILES, UNET
 
 from .trained import require_trainer
 
 STEPS = 1200
 
 
-def open_weights(folder: Path, weights: Path, base_hash: str, steps: int = STEPS) -> Path:
+def open_weights(
+    folder: Path, weights: Path, base_hash: str, model: str = UNET, steps: int = STEPS
+) -> Path:
     """The folder of this base model's weights, trained first where it is missing.
 
     Raises:
@@ -28,11 +31,11 @@ def open_weights(folder: Path, weights: Path, base_hash: str, steps: int = STEPS
     run = folder / "encoders" / f"open_base-{steps}-{base_hash[:12]}"
     if not (run / "complete").exists():
         require_trainer("the base model of several subjects", steps, "leave out --several")
-        _train(run, weights, steps)
+        _train(run, weights, model, steps)
     return run
 
 
-def _train(run: Path, weights: Path, steps: int) -> None:
+def _train(run: Path, weights: Path, name: str, steps: int) -> None:
     from nested_core.training.processes import make_accelerator
 
     from ..training.base_model import BaseTrainer, BaseTraining
@@ -45,12 +48,14 @@ def _train(run: Path, weights: Path, steps: int) -> None:
     )
     # ComfyUI may have switched gradients off in this process: it has drawn pictures.
     with torch.inference_mode(False), torch.enable_grad():
-        model = TinyWorldHost(weights).model.requires_grad_(True).train()
+        model = TinyWorldHost(weights, name).model.train()
+        (model if name == UNET else model.denoiser).requires_grad_(True)
         accelerator = make_accelerator(encoder_config(run))
         finished = BaseTrainer(settings, run, accelerator, model, open_examples).run()
     if not finished:
         sys.exit(1)
     accelerator.end_training()
-    for name in (models.VISION_FILE, models.ENCODER_FILE):
-        shutil.copyfile(weights / name, run / name)
+    beside = [models.VISION_FILE, FILES[name].encoder]
+    for file in beside if name == UNET else [*beside, models.BASE_FILE]:
+        shutil.copyfile(weights / file, run / file)
     (run / "complete").touch()

@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .encoders import ABLATIONS
+from tiny_world.files import UNET
+
+from .encoders import ablations_of
 
 
 class TrainingNeededError(RuntimeError):
@@ -26,7 +28,12 @@ def require_trainer(name: str, steps: object, otherwise: str) -> None:
 
 
 def trained_encoder(
-    folder: Path, name: str, base_hash: str, weights: Path, budget: Mapping[str, object]
+    folder: Path,
+    name: str,
+    base_hash: str,
+    weights: Path,
+    budget: Mapping[str, object],
+    model: str = UNET,
 ) -> Path:
     """The file of an ablation's encoder; another base or budget, another file.
 
@@ -38,13 +45,14 @@ def trained_encoder(
     Raises:
         TrainingNeededError: it is missing and cannot be trained here.
     """
-    ablation = ABLATIONS[name]
-    settings = [base_hash, dict(ablation.settings), ablation.decoupled, dict(budget)]
+    ablation = ablations_of(model)[name]
+    way = [ablation.way, ablation.sites]
+    settings = [base_hash, dict(ablation.settings), way, dict(budget)]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     file = folder / "encoders" / f"{name}-{key}.safetensors"
     if not file.exists():
         require_trainer(name, budget["steps"], "leave it out with --methods main")
         from .training import train_ablation
 
-        train_ablation(ablation, budget, weights, file)
+        train_ablation(ablation, budget, weights, file, model)
     return file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tiny_world.files import BASE_FILE, ENCODER_FILE, VISION_FILE, WEIGHTS, weights_file
+from tiny_world.files import BASE_FILE, FILES, UNET, VISION_FILE, WEIGHTS, weights_file
 
 from ..ablations.encoders import BUDGET
 from ..ablations.open_base import open_weights
@@ -23,7 +23,12 @@ from .picture_files import PictureFiles, file_hash
 from .studio import Sampling, Studio
 
 # What decides the pictures beside settings and weights: pictures of an earlier method are no use.
-_CODE = ("nested_core/*.py", "nested_core/call/*.py", "nodes/bridge/model/*.py")
+_CODE = (
+    "nested_core/*.py",
+    "nested_core/call/*.py",
+    "nodes/bridge/model/*.py",
+    "nodes/bridge/families/*.py",
+)
 
 Row = Sequence[Prompt]
 
@@ -33,6 +38,7 @@ class Evaluation:
     """What decides the pictures, and where they are kept.
 
     Attributes:
+        model: which of the world's base models.
         folder: pictures and trained ablations; nothing in it is made twice.
         rows_per_batch: how many identities, or scenes of several subjects, share one run of the
             sampler. Changes no picture. Eight scenes have at most 24 subjects; the node takes 32.
@@ -44,6 +50,7 @@ class Evaluation:
     sampling: Sampling = field(default_factory=Sampling)
     rows_per_batch: int = 8
     budget: Mapping[str, object] = field(default_factory=lambda: BUDGET)
+    model: str = UNET
 
     def subjects(self, count: int) -> list[HeldOut]:
         """The first held-out subjects of this seed."""
@@ -69,7 +76,7 @@ class Evaluation:
         """
         weights = self.weights
         if not SETTINGS[setting].says_places:
-            weights = open_weights(self.folder, weights, _base_hash(weights))
+            weights = open_weights(self.folder, weights, self._base_hash(weights), self.model)
         rows = [[prompt] for prompt in self.groups(setting, count)]
         return self._pictures(f"{setting}: {method.name}", method, rows, weights)[:, 0]
 
@@ -78,9 +85,14 @@ class Evaluation:
         if name is None:
             return None
         if name == SHIPPED:
-            return weights_file(self.weights, ENCODER_FILE)
-        base_hash = _base_hash(self.weights)
-        return trained_encoder(self.folder, name, base_hash, self.weights, self.budget)
+            return weights_file(self.weights, FILES[self.model].encoder)
+        base_hash = self._base_hash(self.weights)
+        return trained_encoder(self.folder, name, base_hash, self.weights, self.budget, self.model)
+
+    def _base_hash(self, weights: Path) -> str:
+        """Of the base model's files and the image encoder's."""
+        names = dict.fromkeys((BASE_FILE, FILES[self.model].base, VISION_FILE))
+        return _file_hash(*(weights_file(weights, name) for name in names))
 
     def _pictures(
         self, name: str, method: Method, rows: Sequence[Row], weights: Path
@@ -89,7 +101,7 @@ class Evaluation:
         encoder_file = self.encoder_file(method.encoder)
         settings = {
             "method": {"kind": type(method).__name__, **asdict(method)},
-            "base": _base_hash(weights),
+            "base": self._base_hash(weights),
             "encoder": None if encoder_file is None else file_hash(encoder_file),
             "code": _code_hash(),
             "seed": self.seed,
@@ -110,7 +122,7 @@ class Evaluation:
     def _draw(
         self, method: Method, weights: Path, encoder_file: Path | None, rows: Sequence[Row]
     ) -> NDArray[np.float32]:
-        studio = _studio(weights, self.sampling)
+        studio = _studio(weights, self.sampling, self.model)
         encoder = None if encoder_file is None else studio.load_encoder(encoder_file)
         drawn = []
         for start in range(0, len(rows), self.rows_per_batch):
@@ -121,14 +133,13 @@ class Evaluation:
 
 
 @cache
-def _studio(weights: Path, sampling: Sampling) -> Studio:
-    return Studio(weights, sampling)
+def _studio(weights: Path, sampling: Sampling, name: str) -> Studio:
+    return Studio(weights, sampling, name)
 
 
 @cache
-def _base_hash(weights: Path) -> str:
-    """Of the base model's and the image encoder's files."""
-    return file_hash(*(weights_file(weights, name) for name in (BASE_FILE, VISION_FILE)))
+def _file_hash(*files: Path) -> str:
+    return file_hash(*files)
 
 
 @cache

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tiny_world import world
+from tiny_world import models, world
+
+from nested_core.attention import ValueNorm
+from nested_core.training.base_model import SUBJECT, Caption, CaptionTokenizer
+from nested_core.training.nested_attention import NestedSubjects
 
 from ..ablations.decoupled import with_decoupled_subjects
-from ..ablations.encoders import ABLATIONS
+from ..ablations.encoders import DECOUPLED
+from ..ablations.ways import WAYS
 from ..subjects.held_out import Prompt
+from ..training.host import clip_tokenizer
+from ..training.networks import OVERRIDE, override
 from .studio import Studio, run_node
 
 SHIPPED = "shipped"
-ABLATION_IDENTITIES = 64
-STRENGTHS = (0.0, 0.375, 0.75, 1.125, 1.5)
 _MARGIN = 1  # pixels around the box that a user would paint
 
 Prepared = tuple[Any, Any, list[str]]
@@ -60,11 +65,13 @@ class Nested(Method):
 
     Attributes:
         masks: whether each subject's box is painted by hand.
+        sites: as the node takes them; empty: all.
     """
 
     strength: float = 1.0
     separation: float = 0.0
     masks: bool = False
+    sites: str = ""
 
     def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
         bindings: dict[str, Any] = {}
@@ -82,6 +89,7 @@ class Nested(Method):
                     noun=placed.identity.kind,
                     strength=self.strength,
                     mask=_box(placed) if self.masks else None,
+                    sites=self.sites,
                 )
             captions.append(prompt.caption([tokens[id(each)] for each in prompt.photographs]))
         model, clip = run_node(
@@ -105,17 +113,60 @@ def _box(placed: world.Placed) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Decoupled(Method):
-    """Decoupled cross-attention; its strength is IP-Adapter's scale."""
+    """Decoupled cross-attention of a UNet; its strength is IP-Adapter's scale."""
 
     strength: float = 1.0
 
     def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
-        tokens = [
+        tokens = _tokens(studio, encoder, prompts)
+        model = with_decoupled_subjects(studio.model, encoder, tokens, self.strength)
+        return model, studio.clip, [prompt.caption() for prompt in prompts]
+
+
+@dataclass(frozen=True)
+class OtherWay(Method):
+    """One of the ways to show subjects to a transformer that the pack does not offer.
+
+    Attributes:
+        strength: of the image's own attention, where the way has one.
+    """
+
+    way: str = DECOUPLED
+    strength: float = 1.0
+
+    def prepare(self, studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> Prepared:
+        assert studio.sampling.cfg == 1.0, "no row may be unconditional"
+        tokens = _tokens(studio, encoder, prompts)
+        subjects = NestedSubjects(
+            {site.path: encoder.project(site, tokens) for site in encoder.site_dims},
+            torch.tensor([_position(prompt) for prompt in prompts]),
+            # The pack that ComfyUI has loaded has classes of its own.
+            ValueNorm(**asdict(encoder.config.value_norm)),
+        )
+        way = WAYS[self.way](subjects, self.strength)
+        model = studio.model.clone()
+        length = models.TEXT_CONFIG["max_position_embeddings"]
+        model.model_options["transformer_options"][OVERRIDE] = override(studio.name, way, length)
+        return model, studio.clip, [prompt.caption() for prompt in prompts]
+
+
+def _tokens(studio: Studio, encoder: Any, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """Of all subjects of each prompt, side by side, `[prompts, subject_tokens, text_dim]`."""
+    return torch.stack(
+        [
             torch.cat([studio.encode_subject(encoder, each).tokens for each in prompt.photographs])
             for prompt in prompts
         ]
-        model = with_decoupled_subjects(studio.model, encoder, torch.stack(tokens), self.strength)
-        return model, studio.clip, [prompt.caption() for prompt in prompts]
+    )
+
+
+def _position(prompt: Prompt) -> int:
+    """Of the first subject's noun among the text's tokens."""
+    nouns = [placed.identity.kind for placed in prompt.subjects]
+    caption = Caption(prompt.caption([SUBJECT, *nouns[1:]]), nouns[0])
+    return CaptionTokenizer(clip_tokenizer(), models.TEXT_CONFIG["max_position_embeddings"])(
+        caption
+    )[1]
 
 
 @torch.inference_mode()  # as ComfyUI executes nodes
@@ -124,61 +175,3 @@ def draw(
 ) -> NDArray[np.float32]:
     """Pictures `[prompts, 32, 32, 3]` in [0, 1], all in one run of the sampler."""
     return studio.draw(*method.prepare(studio, encoder, prompts), prompts)
-
-
-MAIN: tuple[Method, ...] = (
-    Words("none"),
-    Words("named", names_parts=True),
-    Nested(SHIPPED, SHIPPED),
-)
-_OF_ABLATIONS: tuple[Method, ...] = tuple(
-    Decoupled(name, name) if ablation.decoupled else Nested(name, name)
-    for name, ablation in ABLATIONS.items()
-)
-CURVES: dict[str, type[Nested] | type[Decoupled]] = {
-    SHIPPED: Nested,
-    "nested_16": Nested,
-    "decoupled": Decoupled,
-}
-
-
-def at_strength(name: str, strength: float) -> str:
-    """The name of a method at another strength than 1."""
-    return f"{name}@{strength:g}"
-
-
-_AT_STRENGTHS: tuple[Method, ...] = tuple(
-    kind(at_strength(name, strength), name, strength=strength)
-    for name, kind in CURVES.items()
-    for strength in STRENGTHS
-)
-GROUPS = {
-    "main": MAIN,
-    "ablations": _OF_ABLATIONS,
-    "curve": _AT_STRENGTHS,
-    "all": (*MAIN, *_OF_ABLATIONS, *_AT_STRENGTHS),
-}
-METHODS = {method.name: method for method in GROUPS["all"]}
-
-# Of several subjects in a picture. They have a table of their own, and names of their own in it.
-OF_SEVERAL: tuple[Method, ...] = (
-    Words("words", names_parts=True),
-    Decoupled("decoupled", "decoupled"),
-    Nested("nested", SHIPPED),
-    Nested("nested, masks", SHIPPED, masks=True),
-    Nested("nested, separation", SHIPPED, separation=1.0),
-    Nested("nested, masks and separation", SHIPPED, separation=1.0, masks=True),
-)
-
-
-def chosen(names: Sequence[str]) -> list[Method]:
-    """Methods by their names and those of groups, in the order of the table, each once."""
-    wanted = {
-        method.name for name in names for method in GROUPS.get(name, (METHODS.get(name),)) if method
-    }
-    return [method for method in GROUPS["all"] if method.name in wanted]
-
-
-def identities_for(method: Method, identities: int) -> int:
-    """How many identities a method draws: ablations and curves fewer."""
-    return identities if method in MAIN else min(identities, ABLATION_IDENTITIES)

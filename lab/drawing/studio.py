@@ -40,10 +40,16 @@ class Sampling:
 class Studio:
     """MODEL, CLIP, VAE and CLIP_VISION of the tiny world, and what is done with them."""
 
-    def __init__(self, weights: Path = models.WEIGHTS, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        weights: Path = models.WEIGHTS,
+        sampling: Sampling | None = None,
+        name: str = models.UNET,
+    ) -> None:
         _load_pack()
+        self.name = name
         self.sampling = sampling or Sampling()
-        self.model, self.clip = models.load_model(weights), models.load_clip(weights)
+        self.model, self.clip = models.load_model(weights, name), models.load_clip(weights, name)
         self.vae, self.vision = models.load_vae(), models.load_clip_vision(weights)
 
     def load_encoder(self, file: Path) -> Any:
@@ -65,6 +71,8 @@ class Studio:
         how = self.sampling
         shape = (models.LATENT_CHANNELS, _CELLS, _CELLS)
         noise = torch.from_numpy(np.stack([prompt.noise(*shape) for prompt in prompts]))
+        if model.get_model_object("latent_format").latent_dimensions == 3:
+            noise = noise[:, :, None]  # one frame
         # What the KSampler node calls; the node itself draws one noise for a whole batch.
         latents = comfy.sample.sample(
             model,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from PIL import Image
 from tiny_world import world
 
-from ..drawing.methods import SHIPPED, STRENGTHS, at_strength
+from ..drawing.catalogue import STRENGTHS, at_strength
+from ..drawing.methods import SHIPPED
 from ..measures.scores import SUBJECT_AND_BACKGROUND
 from .charts import Curve, Row, curves_chart, rows_chart
 from .results import NONE, Results
-from .sections import ABLATION_NAMES, MAIN_NAMES, measured_curves
+from .sections import MAIN_NAMES, ablation_names, measured_curves
 from .tables import gain, of_method
 
 
@@ -29,7 +30,7 @@ def styles(results: Results) -> Image.Image | None:
 
 def ablations(results: Results) -> Image.Image | None:
     """Their gains."""
-    names = results.measured(ABLATION_NAMES)
+    names = results.measured(ablation_names(results))
     if not names or NONE not in results.scores:
         return None
     rows = []
@@ -40,13 +41,15 @@ def ablations(results: Results) -> Image.Image | None:
 
 
 def _colour(name: str) -> int:
-    return {"one_token": 1, "decoupled": 4}.get(name, 3 if "scale" in name else 2)
+    if name.startswith(("decoupled", "joined")):
+        return 4
+    return {"one_token": 1}.get(name, 3 if "scale" in name else 2)
 
 
 def curve(results: Results) -> Image.Image | None:
     """The subject over the background, as the strength changes."""
     curves = []
-    for colour, name in zip((2, 3, 4), measured_curves(results), strict=False):
+    for colour, name in zip((2, 3, 4, 1), measured_curves(results), strict=False):
         points = []
         for strength in STRENGTHS:
             method = at_strength(name, strength)

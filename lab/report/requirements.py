@@ -42,22 +42,21 @@ def _of_shipped(results: Results) -> list[list[str]]:
 
 def _of_balance(results: Results) -> list[list[str]]:
     """Encoders of the same budget against each other."""
-    nested = results.scores.get("nested_16")
-    if nested is None:
-        return []
     demands = (
         ("subject, above", "subject_psnr", 0.0),
         (f"background, at most {_LOSS_DB:g} dB below", "background_psnr", -_LOSS_DB),
         ("whole picture, above", "picture_psnr", 0.0),
     )
+    pairs = [("nested_16", name) for name in ("one_token", "decoupled", "joined")]
+    pairs.append(("nested_16_long", "decoupled_long"))
     return [
         _line(
-            f"`nested_16` {text} `{name}`",
-            difference(nested, results.scores[name], figure),
+            f"`{nested}` {text} `{name}`",
+            difference(results.scores[nested], results.scores[name], figure),
             least,
         )
-        for name in ("one_token", "decoupled")
-        if name in results.scores
+        for nested, name in pairs
+        if {nested, name} <= set(results.scores)
         for text, figure, least in demands
     ]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawing import methods
+from ..drawing.catalogue import MAIN, catalogue, identities_for
 from ..drawing.evaluation import Evaluation
+from ..drawing.methods import Method
 from ..measures import scores
 from ..measures.bleed import FIGURES, GroupFigures, measure_group
 from ..measures.scores import Estimate, Scores, Values, estimate
@@ -59,6 +60,13 @@ class Results:
         """Those of these methods that were measured."""
         return [name for name in names if name in self.scores]
 
+    @property
+    def identities_of_others(self) -> int:
+        """How many identities ablations and curves drew, those that drew most; 0 without any."""
+        main = [method.name for method in MAIN]
+        others = [each.identities for name, each in self.scores.items() if name not in main]
+        return max(others, default=0)
+
     def rows(self) -> list[dict[str, Any]]:
         """One for each method and style, then those of several subjects."""
         none = self.scores.get(NONE)
@@ -72,20 +80,28 @@ class Results:
     def pictures(self, name: str, identities: int) -> NDArray[np.float32]:
         """What a method drew of the first identities; they lie on disk already."""
         drawn = self.scores[name].identities
-        return self.evaluation.pictures(methods.METHODS[name], drawn)[:identities]
+        return self.evaluation.pictures(catalogue(self.evaluation.model).methods[name], drawn)[
+            :identities
+        ]
 
 
 def collect(
-    evaluation: Evaluation, chosen: Sequence[methods.Method], identities: int, scenes: int | None
+    evaluation: Evaluation,
+    chosen: Sequence[Method],
+    identities: int,
+    others: int,
+    scenes: int | None,
 ) -> Results:
     """Trains, draws and measures whatever is missing.
 
     Args:
+        identities: of the main group.
+        others: of ablations and curves, at most.
         scenes: how many of each kind with several subjects; none without it.
     """
     by_method: dict[str, Scores] = {}
     for method in chosen:
-        count = methods.identities_for(method, identities)
+        count = identities_for(method, identities, others)
         pictures = evaluation.pictures(method, count)
         by_method[method.name] = scores.measure(evaluation.subjects(count), pictures)
     return Results(evaluation, by_method, _collect_groups(evaluation, scenes) if scenes else None)
@@ -95,7 +111,7 @@ def _collect_groups(evaluation: Evaluation, count: int) -> GroupResults:
     measured: dict[tuple[str, str], Sequence[GroupFigures]] = {}
     for setting in SETTINGS:
         prompts = evaluation.groups(setting, count)
-        for method in methods.OF_SEVERAL:
+        for method in catalogue(evaluation.model).several:
             pictures = evaluation.group_pictures(setting, method, count)
             measured[setting, method.name] = list(map(measure_group, prompts, pictures))
     return GroupResults(evaluation, count, measured)

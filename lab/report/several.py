@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from ..ablations.encoders import ablations_of, steps_of
 from ..ablations.open_base import STEPS
-from ..drawing import methods
+from ..drawing.catalogue import catalogue
 from ..measures.bleed import FIGURES
 from ..measures.scores import estimate
 from ..subjects.groups import SETTINGS
@@ -15,7 +16,7 @@ from .results import GroupResults, Results
 from .tables import plain, signed, table
 
 PLAIN, SEPARATED, BEST = "nested", "nested, separation", "nested, masks and separation"
-_SHOWN = ("decoupled", PLAIN, "nested, masks", SEPARATED)
+_SHOWN = ("decoupled", "decoupled_long", PLAIN, "nested, masks", SEPARATED)
 _PICTURES = 4  # of a setting
 
 
@@ -24,11 +25,11 @@ def several(results: Results) -> str:
     found = results.several
     if found is None:
         return ""
-    parts = [_METHOD.format(count=found.count, steps=f"{STEPS:,}")]
+    parts = [_METHOD.format(count=found.count, steps=f"{STEPS:,}", small=_budgets(found))]
     header = ["", "subjects, dB", "background, dB", "bleed", "towards a stranger"]
     for setting in SETTINGS:
         lines = []
-        for method in methods.OF_SEVERAL:
+        for method in catalogue(found.evaluation.model).several:
             figures = [found.estimate(setting, method.name, figure) for figure in FIGURES]
             cells = [
                 plain(value, digits) for value, digits in zip(figures, (2, 2, 3, 3), strict=True)
@@ -58,6 +59,18 @@ def _removed(results: GroupResults) -> str:
     )
 
 
+def _budgets(results: GroupResults) -> str:
+    """Which methods were trained for less than the shipped encoder."""
+    evaluation = results.evaluation
+    ablations, texts = ablations_of(evaluation.model), []
+    for method in catalogue(evaluation.model).several:
+        ablation = ablations.get(method.encoder or "")
+        if ablation is not None:
+            steps = steps_of(ablation, evaluation.budget)
+            texts.append(f"`{method.name}` was trained for {steps:,} steps")
+    return ", ".join(texts)
+
+
 _METHOD = (
     "Scenes of two and three subjects, {count} of each kind, in all styles. *Bleed*: over a subject's "
     "visible pixels, the mean of max(0, the projection of the picture's error on the way to what "
@@ -68,8 +81,8 @@ _METHOD = (
     "to nothing to remove. So there are scenes in which the prompt says `a photo in the city, <anna>, "
     "<rex>` and no more, on a base model that has been trained on for {steps} steps with such "
     "captions (`lab/ablations/open_base.py`); who stands where is then the model's to decide, and the "
-    "nearest of the right answers counts. `decoupled` has the ablations' small budget, all others "
-    "are the shipped encoder."
+    "nearest of the right answers counts. {small}, all others are the shipped "
+    "encoder."
 )
 
 
@@ -78,7 +91,8 @@ def several_figure(results: Results) -> Image.Image | None:
     found = results.several
     if found is None:
         return None
-    shown = [method for method in methods.OF_SEVERAL if method.name in _SHOWN]
+    several = catalogue(found.evaluation.model).several
+    shown = [method for method in several if method.name in _SHOWN]
     lines = []
     for name, setting in SETTINGS.items():
         if setting.says_places:

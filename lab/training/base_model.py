@@ -1,18 +1,18 @@
-"""Trains the base model: UNet and text encoder together, from scratch, on words and pictures.
+"""Trains a base model from scratch, on words and pictures: the UNet together with the text encoder,
+the transformers with that one.
 
 A base model must have a language for appearance before a subject can speak it: nested attention
 puts values into a word's place, and values can only say what the base has learned to hear. So its
 captions name a random part of every subject's colours, from none to all. Five things make it listen
 within minutes: the loss weighs the subjects' pixels more, times are drawn towards noise (at less
 noise the colours are seen, no words needed), parts are several cells large, the world begins small
-and grows, and subjects are called by one colour (`data.py`) while the UNet often sees the things'
+and grows, and subjects are called by one colour (`data.py`) while the network often sees the things'
 tokens alone (`things_alone` below).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class BaseTraining:
     Attributes:
         batch_size: of all processes together.
         subject_weight: of the subjects' pixels in the loss, 1: as elsewhere.
-        things_alone: share of the samples in which the UNet sees no token but those of things. A
+        things_alone: share of the samples in which the network sees no token but those of things. A
             colour is then to be had from the thing that follows it, the text encoder having carried
             it there, and no longer from the colour's own token or the end of the text. A value that
             takes the noun's place is heard only if pixels look there.
@@ -69,24 +69,24 @@ class BaseTraining:
     text_gain_every: int = 250
 
 
-def untrained_model(seed: int) -> BaseModel:
-    """A network that has seen nothing; each of its blocks starts as the identity."""
+def untrained_model(
+    seed: int, name: str = models.UNET, text_of: Path = models.WEIGHTS
+) -> BaseModel:
+    """A network that has seen nothing; each of its blocks starts as the identity.
+
+    The UNet learns to read with its text encoder; the others read with the one that it has left in
+    the folder `text_of`.
+    """
     torch.manual_seed(seed)
-    model = BaseModel()
-    for name, module in model.unet.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if name.endswith(("out.2", "out_layers.3", "proj_out")):
-                nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-    for name, parameter in model.text.named_parameters():
-        if "token_embedding" in name:
+    model = BaseModel(name)
+    model.network.initialise()
+    if name != models.UNET:
+        model.load_text(text_of / models.BASE_FILE)
+        return model
+    for parameter_name, parameter in model.text.named_parameters():
+        if "token_embedding" in parameter_name:
             nn.init.normal_(parameter, std=0.3)
-        elif "position_embedding" in name:
+        elif "position_embedding" in parameter_name:
             # Neighbours are alike from the start: "red hat" is about who stands beside whom.
             parameter.data.copy_(0.3 * _waves(*parameter.shape))
     return model
@@ -135,7 +135,7 @@ class BaseTrainer:
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
         self.checkpoints, self.examples = folder / "checkpoints", examples
         self.model = model or untrained_model(settings.seed)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [each for each in self.model.parameters() if each.requires_grad]
         make_optimiser = partial(
             torch.optim.AdamW, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
         )
@@ -155,7 +155,7 @@ class BaseTrainer:
     def run(self) -> bool:
         """Trains to the last step; False if asked to stop, with a checkpoint written.
 
-        At every checkpoint the average of the weights is written to `base.safetensors`.
+        At every checkpoint the average of the weights is written to the model's file.
         """
         settings, losses, started = self.settings, [], time.monotonic()
         with StopRequest() as stop:
@@ -206,4 +206,4 @@ class BaseTrainer:
         save_checkpoint(self.state, self.checkpoints, self.step, None, {}, keep=1)
         if self.accelerator.is_main_process:
             with self.average.in_place():
-                self.model.save(self.folder / models.BASE_FILE, torch.float16)
+                self.model.save(self.folder / self.model.base.files.base, torch.float16)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tiny_world.files import UNET
+
 from nested_core.training.config import TrainingConfig
 from nested_core.training.processes import make_accelerator
 from nested_core.training.trainer import Trainer
 
 from .data import SubjectData
-from .host import TinyWorldHost
+from .host import TinyWorldHost, base_name
 
 
-def encoder_config(output: Path, **changes: Any) -> TrainingConfig:
-    """Settings of the shipped encoder; keyword arguments replace them."""
+def encoder_config(output: Path, name: str = UNET, **changes: Any) -> TrainingConfig:
+    """Settings of the shipped encoder of a base model; keyword arguments replace them."""
     settings: dict[str, Any] = {
         "output": str(output),
-        "base": TinyWorldHost.base,
+        "base": base_name(name),
         "image_encoder": "tiny_world",
         "data": "tiny_world",
         "noun": "person",

@@ -1,7 +1,8 @@
-"""The tiny world's base model as the trainer wants it, and its text encoder while it is trained.
+"""The tiny world's base models as the trainer wants them, and their text encoder while it is trained.
 
-The UNet is ComfyUI's. Text and image encoder are those of the transformers library while training,
-because ComfyUI's CLIP adds in place and has no gradients; both have the same weights' names.
+The networks are ComfyUI's (`networks.py`). Text and image encoder are those of the transformers
+library while training, because ComfyUI's CLIP adds in place and has no gradients; both have the same
+weights' names.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_world import models, world
+from tiny_world.bases import BASES
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -26,16 +27,23 @@ from transformers import (
 
 from nested_core.config import HiddenState, ImageEncoderConfig
 from nested_core.families import AnyFamily
-from nested_core.families.unet import UNET
-from nested_core.families.unet_sites import AttentionSite
 from nested_core.sites import Site
 from nested_core.training.base_model import Caption, CaptionTokenizer, PictureSize, TextConditions
-from nested_core.training.nested_attention import Subjects, attend
+from nested_core.training.nested_attention import JointSubjects, Subjects
 from nested_core.training.noise_schedule import NoiseSchedule
 from nested_core.vision import patch_features
 
+from .networks import NETWORKS, LayerSubjects
+
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"
 _GLUE = "a , at the with and in under"
+
+AnySubjects = Subjects | JointSubjects | LayerSubjects
+
+
+def base_name(name: str) -> str:
+    """What encoder files call one of the world's base models."""
+    return "tiny_world" if name == models.UNET else f"tiny_world_{name}"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -46,10 +54,15 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 class BaseModel(nn.Module):
-    """UNet and text encoder. Of the vocabulary only the words of the world are kept."""
+    """A network and the text encoder. Of the vocabulary only the words of the world are kept.
 
-    def __init__(self) -> None:
+    Args:
+        name: one of `BASES`. The text encoder is trained with the UNet, and frozen for all others.
+    """
+
+    def __init__(self, name: str = models.UNET) -> None:
         super().__init__()
+        self.name, self.base = name, BASES[name]
         self.tokenise = CaptionTokenizer(
             clip_tokenizer(), models.TEXT_CONFIG["max_position_embeddings"]
         )
@@ -68,7 +81,11 @@ class BaseModel(nn.Module):
             "eos_token_id": len(ids) - 1,
         }
         self.text = CLIPTextModel(CLIPTextConfig(**{**models.TEXT_CONFIG, **vocabulary}))
-        self.unet = models.unet_module()
+        self.network = NETWORKS[name]()
+        # Not `module`: a checkpoint of several processes has that before every name.
+        self.denoiser = self.network.module
+        if name != models.UNET:
+            self.text.requires_grad_(False)
 
     def _ids_of(self, words: Sequence[str]) -> set[int]:
         return {token_id for word in words for token_id in self.tokenise(Caption(word, ""))[0]}
@@ -79,7 +96,7 @@ class BaseModel(nn.Module):
         """The prediction, with the captions as rows of the kept vocabulary.
 
         Args:
-            things_alone: by sample, whether the UNet is shown no token but those of things.
+            things_alone: by sample, whether the network is shown no token but those of things.
         """
         return self.predict(noisy, times, self.context(rows, things_alone))
 
@@ -92,14 +109,10 @@ class BaseModel(nn.Module):
         return self.text(input_ids=rows).last_hidden_state * shown[..., None]
 
     def predict(
-        self, noisy: Tensor, times: Tensor, context: Tensor, subjects: Subjects | None = None
+        self, noisy: Tensor, times: Tensor, context: Tensor, subjects: AnySubjects | None = None
     ) -> Tensor:
-        """The UNet's prediction, with subjects in their tokens' places."""
-        options: dict[str, Any] = {"optimized_attention_override": _attend}
-        if subjects is not None:
-            patches = {tuple(site): _site_with(subjects, site) for site in self.attentions()}
-            options["patches_replace"] = {"attn2": patches}
-        return self.unet(noisy, times, context=context, transformer_options=options)
+        """The network's prediction, with subjects in their tokens' places."""
+        return self.network.predict(noisy, times, context, subjects)
 
     def rows(self, captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
         """Captions as rows of the kept vocabulary `[batch, 77]`, and where their nouns end.
@@ -119,48 +132,51 @@ class BaseModel(nn.Module):
             )
         return rows, torch.tensor(positions, device=known.device)
 
-    def attentions(self) -> dict[AttentionSite, Any]:
-        """The cross-attention layers under ComfyUI's numbers."""
-        modules = dict(self.unet.named_modules())
-        return {site: modules[name] for site, name in UNET.sites_of(modules).items()}
+    def site_dims(self) -> dict[Site, int]:
+        """Inner width of each site's keys."""
+        network = self.network
+        return {site: len(network.projection_weights(site)[0]) for site in network.sites}
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
-        """The file that the loader nodes read."""
-        text = {_prefixed(name): tensor for name, tensor in self.text.state_dict().items()}
-        text["token_embedding"] = text.pop(_EMBEDDING)
-        tensors = {f"unet.{name}": tensor for name, tensor in self.unet.state_dict().items()}
-        tensors |= {f"text.{name}": tensor for name, tensor in text.items()}
+        """The file that the loader nodes read; the text encoder is in the UNet's alone."""
+        prefix = self.base.prefix
+        tensors = {f"{prefix}{name}": each for name, each in self.denoiser.state_dict().items()}
+        tensors |= self._text_tensors() if self.name == models.UNET else {}
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        tensors["text.token_ids"] = self.token_ids
+        if self.name == models.UNET:
+            tensors["text.token_ids"] = self.token_ids
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
 
+    def _text_tensors(self) -> dict[str, Tensor]:
+        text = {_prefixed(name): tensor for name, tensor in self.text.state_dict().items()}
+        text["token_embedding"] = text.pop(_EMBEDDING)
+        return {f"text.{name}": tensor for name, tensor in text.items()}
+
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote of the network, and of the text encoder where it is in there."""
+        self.denoiser.load_state_dict(models.part_of(path, self.base.prefix))
+        if self.name == models.UNET:
+            self.load_text(path)
+
+    def load_text(self, path: Path) -> None:
+        """Reads the text encoder alone."""
         tensors, own = models.part_of(path, "text."), self.text.state_dict()
         tensors[_EMBEDDING] = tensors["token_embedding"]
         self.text.load_state_dict({name: tensors[_prefixed(name)] for name in own})
-        self.unet.load_state_dict(models.part_of(path, "unet."))
+
+    @classmethod
+    def of(cls, weights: Path, name: str = models.UNET) -> BaseModel:
+        """The trained one of a folder."""
+        model = cls(name)
+        model.load(weights / model.base.files.base)
+        if name != models.UNET:
+            model.load_text(weights / models.BASE_FILE)
+        return model
 
 
 def _prefixed(name: str) -> str:
     """The name with the prefix that some releases of transformers leave out."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-def _attend(
-    _: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, *__: Any, **___: Any
-) -> Tensor:
-    # ComfyUI's attention for small machines computes no gradients of this size fast.
-    return attend(query, key, value, heads)
-
-
-def _site_with(subjects: Subjects, site: AttentionSite) -> Any:
-    """ComfyUI's replace-patch of one site."""
-
-    def patch(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-        return attend(query, key, value, options["n_heads"], site=site, subjects=subjects)
-
-    return patch
 
 
 def vision_model() -> CLIPVisionModelWithProjection:
@@ -176,21 +192,17 @@ def load_vision(path: Path) -> CLIPVisionModelWithProjection:
 
 
 class TinyWorldHost:
-    """The trainer's `Host`."""
+    """The trainer's `BaseModel`: one of `BASES` from a folder of weights."""
 
-    base = "tiny_world"
-    family: AnyFamily = UNET
     text_dim = models.TEXT_DIM
     schedule = NoiseSchedule("flow", shift=models.TIME_SHIFT)
 
-    def __init__(self, weights: Path = models.WEIGHTS) -> None:
-        self.model = BaseModel()
-        self.model.load(weights / models.BASE_FILE)
+    def __init__(self, weights: Path = models.WEIGHTS, name: str = models.UNET) -> None:
+        self.model = BaseModel.of(weights, name)
+        self.base = base_name(name)
+        self.family: AnyFamily = self.model.network.family
         self.vision = load_vision(weights / models.VISION_FILE)
-        self._attentions: Mapping[Site, Any] = {**self.model.attentions()}
-        self.site_dims: Mapping[Site, int] = {
-            site: layer.heads * layer.dim_head for site, layer in self._attentions.items()
-        }
+        self.site_dims: Mapping[Site, int] = self.model.site_dims()
         self.image_encoder = ImageEncoderConfig(
             "clip_vision", models.VISION_CONFIG["hidden_size"], models.VISION_CONFIG["image_size"]
         )
@@ -206,8 +218,7 @@ class TinyWorldHost:
         """Nothing: there is little to save."""
 
     def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
-        attention = self._attentions[site]
-        return attention.to_k.weight, attention.to_v.weight
+        return self.model.network.projection_weights(site)
 
     @torch.no_grad()
     def encode_captions(
@@ -227,6 +238,6 @@ class TinyWorldHost:
         return patch_features(self.vision, pixels, hidden_state)
 
     def predict(
-        self, noisy: Tensor, times: Tensor, text: TextConditions, subjects: Subjects | None
+        self, noisy: Tensor, times: Tensor, text: TextConditions, subjects: AnySubjects | None
     ) -> Tensor:
         return self.model.predict(noisy, times, text.context, subjects)

@@ -37,7 +37,7 @@ class Sent:
 
     Attributes:
         latent: `[pictures, channels, (frames,) height, width]`.
-        masks: of every masked binding, `[pictures, 1, height, width]` in image coordinates.
+        masks: of every masked binding, `[pictures, 1 or frames, height, width]` in image coordinates.
         is_direct: whether nothing of another pack stands between here and the UNet.
     """
 
@@ -67,9 +67,16 @@ class Sent:
     def _shows(self, place: Place, pixels: Tensor) -> bool:
         for row, top, left in self._cuts(place):
             cut = self.latent[row, ..., top : top + place.height, left : left + place.width]
+            if pixels.ndim == 4:  # of a video
+                cut = cut[:, self._local(place) :][:, : pixels.shape[1]]
             if cut.shape == pixels.shape and torch.equal(cut.to(pixels), pixels):
                 return True
         return False
+
+    def _local(self, place: Place) -> int:
+        """The number of a place's first frame in the latent."""
+        frames, first = self.frame.frames, place.first_frame
+        return first if frames is None or first not in frames else frames.index(first)
 
     def _cuts(self, place: Place) -> Iterator[Cut]:
         """Where in the latent a place is; a window may hold a picture twice."""
@@ -99,7 +106,7 @@ class RowFacts:
     Attributes:
         slots: which text tokens are bound, int32 `[rows, text_tokens, 1]`; None where it was lost.
         places: where each row lies, as `Place.table` writes it; None where it was lost.
-        masks: of every masked binding, `[rows, 1, height, width]`.
+        masks: of every masked binding, `[rows, 1 or frames, height, width]`.
     """
 
     slots: Tensor | None = None
@@ -119,8 +126,8 @@ class Arrival:
     Attributes:
         slots: per row, as `read_slots` reads them.
         places: per row; None where nobody knows which picture or which part of it the row shows.
-        masks: of every masked binding, `[rows, 1, height, width]`, cropped to each row's place; None
-            where places are unknown.
+        masks: of every masked binding, `[rows, 1 or frames, height, width]`, cropped to each row's
+            place; None where places are unknown.
     """
 
     slots: tuple[tuple[int, ...], ...]

@@ -20,7 +20,10 @@ _Key: TypeAlias = tuple[Place, int]  # with a binding id
 
 @dataclass(eq=False)
 class SubjectMaps:
-    """Evidence of where each subject is, on the grid of the rows' latents (`competition.py`)."""
+    """Evidence of where each subject is, on the grid of the rows' latents (`competition.py`).
+
+    Of a video, frame by frame: subjects move.
+    """
 
     _known: dict[_Key, Tensor] = field(default_factory=dict[_Key, Tensor])
 
@@ -45,19 +48,19 @@ class SubjectMaps:
     def evidence(
         self, place: Place, binding_ids: Sequence[int], device: torch.device
     ) -> Tensor | None:
-        """Of these subjects in a row, `[subjects, height, width]`; None before all were seen."""
+        """Of these subjects in a row, `[frames, subjects, height, width]`; None before all were seen."""
         known = [self._known.get((place, each)) for each in binding_ids]
         maps = [each.to(device) for each in known if each is not None]
         size = (place.height, place.width)
-        if len(maps) < len(binding_ids) or any(each.shape != size for each in maps):
+        if len(maps) < len(binding_ids) or any(each.shape[1:] != size for each in maps):
             return None
-        return torch.stack(maps)
+        return torch.stack(maps, dim=1)
 
 
 def _mean_over_sites(
     seen: Sequence[Tensor], binding_ids: Sequence[int], size: tuple[int, int]
 ) -> dict[int, Tensor]:
-    """The contrast of each subject's map, `[rows, height, width]`, over sites of several grids."""
+    """The contrast of each subject's map, `[rows, frames, height, width]`, over sites of several grids."""
     subjects = list(dict.fromkeys(binding_ids))
     member = torch.tensor([[each == of for each in binding_ids] for of in subjects])
     by_grid: dict[torch.Size, list[Tensor]] = {}
@@ -66,10 +69,11 @@ def _mean_over_sites(
     shown, weights = list[Tensor](), list[Tensor]()
     for maps in by_grid.values():
         stacked = torch.stack(maps)
-        of_subjects = torch.einsum("mt,srthw->srmhw", member.to(stacked), stacked)
+        of_subjects = torch.einsum("mt,srtfhw->srfmhw", member.to(stacked), stacked)
         weight = comparability(of_subjects)
         weighted = (contrast(of_subjects) * weight).sum(dim=0)
-        shown.append(functional.interpolate(weighted, size=size, mode="bilinear"))
+        resized = functional.interpolate(weighted.flatten(0, 1), size=size, mode="bilinear")
+        shown.append(resized.view(*weighted.shape[:3], *size))
         weights.append(weight.sum(dim=0))
     mean = torch.stack(shown).sum(dim=0) / torch.stack(weights).sum(dim=0).clamp_min(SMALLEST)
-    return dict(zip(subjects, mean.unbind(dim=1), strict=True))
+    return dict(zip(subjects, mean.unbind(dim=2), strict=True))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from .content import rows_of_numbers, where_cut
 
 PICTURES, _HEIGHT, _WIDTH = 0, 2, 3  # dimensions of a latent
+_FRAMES = 2  # of a video's
 
 # Dimension of the latent, indices along it, size of the whole.
 Window: TypeAlias = tuple[int, tuple[int, ...], int]
@@ -27,6 +28,7 @@ class Place(NamedTuple):
         conditioning: a number of its prompt's own, the same at every step.
         top, left, height, width: its area; without one, the whole picture.
         window: a number of the rows and columns that it shows, where these are not one piece; else 0.
+        first_frame: of a video, the first that it shows.
     """
 
     picture: int
@@ -38,6 +40,7 @@ class Place(NamedTuple):
     picture_height: int
     picture_width: int
     window: int = 0
+    first_frame: int = 0
 
     @classmethod
     def unknown(cls, conditioning: int) -> Place:
@@ -46,7 +49,7 @@ class Place(NamedTuple):
 
     @classmethod
     def table(cls, places: Sequence[Place]) -> Tensor:
-        """Places as int32 `[rows, 9]` on the CPU: what hosts batch, repeat and split are tensors."""
+        """Places as int32 `[rows, 10]` on the CPU: what hosts batch, repeat and split are tensors."""
         return torch.tensor(places, dtype=torch.int32)
 
     @classmethod
@@ -64,6 +67,7 @@ class Frame:
         num_rows: of the latent.
         pictures: which picture each row shows; None: one after the other.
         rows, columns: which rows or columns of the whole pictures the latent has; None: all.
+        frames: which frames of the whole videos it has; None: all.
         picture_height, picture_width: of the whole pictures, in latent cells.
         is_known: False where the latent is a part of the pictures and nobody can tell which.
     """
@@ -76,6 +80,7 @@ class Frame:
     pictures: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
+    frames: tuple[int, ...] | None = None
     is_known: bool = True
 
     @classmethod
@@ -89,8 +94,12 @@ class Frame:
             pictures: all of them at this step, in which an unknown window is looked for; None: unknown.
         """
         told = cls._told(latent, window)
-        is_told = (told.pictures, told.rows, told.columns) != (None, None, None)
-        if is_told or pictures is None or pictures.shape == latent.shape:
+        parts = (told.pictures, told.rows, told.columns, told.frames)
+        if (
+            any(each is not None for each in parts)
+            or pictures is None
+            or pictures.shape == latent.shape
+        ):
             return told
         return cls._found(latent, pictures)
 
@@ -123,6 +132,8 @@ class Frame:
             return whole
         if dim == PICTURES:
             return cls(num_rows, height, width, height, width, pictures=indices)
+        if dim == _FRAMES and latent.ndim == 5:
+            return cls(num_rows, height, width, height, width, frames=indices)
         if dim == _HEIGHT and latent.ndim == 4:
             return cls(num_rows, height, width, total, width, rows=indices)
         if dim == _WIDTH and latent.ndim == 4:
@@ -139,8 +150,12 @@ class Frame:
         """The picture that a row shows."""
         return row if self.pictures is None else self.pictures[row % len(self.pictures)]
 
-    def place(self, conditioning: int, row: int, box: Sequence[int]) -> Place:
-        """Where a box (height, width, top, left) of a row lies in its whole picture."""
+    def place(self, conditioning: int, row: int, box: Sequence[int], first_frame: int = 0) -> Place:
+        """Where a box (height, width, top, left) of a row lies in its whole picture.
+
+        Args:
+            first_frame: of the box, counted in the latent.
+        """
         height, width, top, left = box
         if not self.is_known:
             return Place.unknown(conditioning)
@@ -157,11 +172,14 @@ class Frame:
             self.picture_height,
             self.picture_width,
             window,
+            first_frame if self.frames is None else self.frames[first_frame],
         )
 
     def of_masks(self, masks: Tensor, num_rows: int) -> Tensor:
-        """Masks `[pictures, 1, height, width]` of whole pictures as each row sees them."""
+        """Masks `[pictures, 1 or frames, height, width]` of whole pictures as each row sees them."""
         masks = masks[[self.picture(row) % len(masks) for row in range(num_rows)]]
+        if self.frames is not None and masks.shape[1] > 1:
+            masks = masks[:, [each % masks.shape[1] for each in self.frames]]
         for dim, indices in ((_HEIGHT, self.rows), (_WIDTH, self.columns)):
             if indices is not None:
                 masks = self._selected(masks, dim, indices)
@@ -180,7 +198,7 @@ class Frame:
 
 
 def cropped(mask: Tensor, size: tuple[int, int], box: Sequence[int]) -> Tensor:
-    """The part of a mask `[pictures, 1, height, width]` in a box of latent cells.
+    """The part of a mask `[pictures, 1 or frames, height, width]` in a box of latent cells.
 
     Args:
         size: height and width of the whole in cells.

@@ -28,7 +28,7 @@ class ActiveSubject:
     Attributes:
         sites: where it acts.
         rows: every row of the batch whose prompt contains it; they share one attention call.
-        region: its mask, `[rows of the call, 1, height, width]`, or None.
+        region: its mask, `[rows of the call, 1 or frames, height, width]`, or None.
         presence: how much it acts at this step, in (0, 1].
     """
 
@@ -127,10 +127,10 @@ class CallPlan:
     def on_grid(
         self, owner: object, where: Tensor | None, grid: Grid | None, frames: int = 1
     ) -> Tensor | None:
-        """A map `[rows, 1, height, width]` on the grid of a site, `[rows, 1, pixels, 1]`.
+        """A map `[rows, 1 or frames, height, width]` on the grid of a site, `[rows, 1, pixels, 1]`.
 
-        Resized once per grid and call. None where there is no map, or no grid for it. All frames of
-        a video have the same.
+        Resized once per grid and call. None where there is no map, or no grid for it. Where there is
+        one for a video, all its frames have it.
 
         Args:
             owner: whose only map it is.
@@ -138,6 +138,8 @@ class CallPlan:
         if where is None or grid is None:
             return None
         if (owner, grid) not in self._resized:
-            resized = functional.interpolate(where, size=grid, mode="area").flatten(2)
-            self._resized[owner, grid] = resized.repeat(1, 1, frames).unsqueeze(-1)
+            resized = functional.interpolate(where, size=grid, mode="area")
+            if resized.shape[1] != frames:
+                resized = resized.mean(dim=1, keepdim=True).repeat(1, frames, 1, 1)
+            self._resized[owner, grid] = resized.flatten(1)[:, None, :, None]
         return self._resized[owner, grid]

@@ -169,7 +169,7 @@ class _Planner:
     ) -> tuple[dict[_SubjectKey, Tensor], Tensor | None]:
         """How much of each pixel is each subject's, and how far that counts; nothing if unknown.
 
-        All are `[rows, 1, height, width]`.
+        All are `[rows, frames, height, width]`.
         """
         subjects = list(dict.fromkeys(keys))
         if self.maps is None or self.arrival.places is None or len(subjects) < 2:
@@ -179,24 +179,25 @@ class _Planner:
             return {}, None
         shares, open_to_all = owned
         shared = {
-            key: share[:, None] / keys.count(key)
-            for key, share in zip(subjects, shares.unbind(dim=1), strict=True)
+            key: share / keys.count(key)
+            for key, share in zip(subjects, shares.unbind(dim=2), strict=True)
         }
-        return shared, self.rules.separation * open_to_all
+        return shared, self.rules.separation * open_to_all.squeeze(2)
 
     def _owners(self, ids: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """Whose each pixel is, `[rows, subjects, height, width]`, and where that is open."""
+        """Whose each pixel is, `[rows, frames, subjects, height, width]`, and where that is open."""
         assert self.maps is not None
         assert self.arrival.places is not None
         where = [self.arrival.places[row] for row in rows]
         size = (where[0].height, where[0].width)
-        masks = [_on_grid(self.regions.get(each), rows, size) for each in ids]
+        frames = self.latent.shape[2] if self.latent.ndim == 5 else 1
+        masks = [_on_grid(self.regions.get(each), rows, frames, size) for each in ids]
         known = [self.maps.evidence(place, ids, self.device) for place in where]
         # Masks need not wait for the first step to show something.
         is_open = [each is not None or all(mask is not None for mask in masks) for each in known]
         if not any(is_open):
             return None
-        nothing = torch.zeros(len(ids), *size, device=self.device)
+        nothing = torch.zeros(frames, len(ids), *size, device=self.device)
         evidence = torch.stack([nothing if each is None else each for each in known])
         shares, open_to_all = ownership(evidence, masks)
         # A row that nothing is known of shares its call with others, and nothing else.
@@ -206,11 +207,14 @@ class _Planner:
         return shares, open_to_all * rows_open
 
 
-def _on_grid(mask: Tensor | None, rows: Sequence[int], size: tuple[int, int]) -> Tensor | None:
-    """A mask `[rows of the call, 1, height, width]` as `[rows, height, width]` on a grid."""
+def _on_grid(
+    mask: Tensor | None, rows: Sequence[int], frames: int, size: tuple[int, int]
+) -> Tensor | None:
+    """A mask `[rows of the call, 1 or frames, height, width]` as the same of all frames on a grid."""
     if mask is None:
         return None
-    return functional.interpolate(mask[list(rows)], size=size, mode="area")[:, 0]
+    resized = functional.interpolate(mask[list(rows)], size=size, mode="area")
+    return resized.expand(-1, frames, -1, -1) if resized.shape[1] == 1 else resized
 
 
 _Key = TypeVar("_Key", bound=Hashable)

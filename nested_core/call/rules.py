@@ -38,8 +38,8 @@ class Rules:
 
     @cached_property
     def masks(self) -> tuple[Tensor, ...]:
-        """Theirs, each `[pictures, 1, height, width]` in image coordinates."""
-        return tuple(each.mask[:, None] for each in self.masked if each.mask is not None)
+        """Theirs, each `[pictures, height, width]` in image coordinates; see `region.of_frames`."""
+        return tuple(each.mask for each in self.masked if each.mask is not None)
 
     @cached_property
     def is_scheduled(self) -> bool:

@@ -20,7 +20,7 @@ class Sighting:
     Attributes:
         rows: of the batch.
         bindings: one per bound token.
-        seen: A_s, mean over heads, `[rows of the group, bound tokens, height, width]`.
+        seen: A_s, mean over heads, `[rows of the group, bound tokens, frames, height, width]`.
         is_on_grid: whether height and width are known; else all pixels are in one row.
     """
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..attention import (
     AttentionFunction,
     BoundToken,
-    merge_heads,
     nested_values,
     split_heads,
 )
@@ -64,7 +63,9 @@ def site_deltas(
     watch: Watch | None = None,
     kernel: Kernel = KERNELS["pytorch"],
 ) -> list[tuple[Rows, Tensor]]:
-    """What the subjects add to this site's output, `[rows of a group, pixels, inner]`, group by group.
+    """What the subjects add to this site's output, group by group.
+
+    Each is `[rows of a group, heads, pixels, head_dim]`: whoever adds it to an output need not copy it.
 
     Args:
         attention: see `nested_values`.
@@ -95,12 +96,11 @@ def site_deltas(
             plan.on_grid(group, group.separation, pixels.whole, pixels.frames),
             None if inputs.joint is None else inputs.joint(rows),
         )
-        deltas.append((rows, merge_heads(delta)))
+        deltas.append((rows, delta))
         if watch is not None and seen is not None:
             bindings = tuple(each.subject.binding for each in occurrences)
             is_on_grid = pixels.whole is not None
-            shown = seen.mean(dim=2)  # over the frames
-            sighting = Sighting(site, group.row_numbers, bindings, shown, is_on_grid)
+            sighting = Sighting(site, group.row_numbers, bindings, seen, is_on_grid)
             first = [_of_first_frame(each, pixels) for each in tokens]
             watch.saw(sighting, first, inputs.value[rows])
     return deltas

@@ -20,7 +20,7 @@ _DOUBLE, _SINGLE = BlockKind("d", "double"), BlockKind("s", "single")
 _BLOCK, _CROSS = BlockKind("b", "blocks"), BlockKind("b", "blocks", ".cross")
 _JOINT = BlockKind("b", "joint")
 
-_PATCH = 2  # side of a patch in latent cells, in every family here
+_PATCH = 2  # side of a patch in latent cells, in every released model
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,14 @@ class TransformerFamily(Family[BlockSite]):
         start = num_text_tokens if self.is_joint else 0
         return slice(start, start + num_pixels)
 
-    def grids(self, latent_size: Grid) -> list[Grid]:
-        """See `Family`. Latents are padded to whole patches."""
+    def grids(self, latent_size: Grid, patch: int = _PATCH) -> list[Grid]:
+        """See `Family`. Latents are padded to whole patches.
+
+        Args:
+            patch: side of a patch in latent cells.
+        """
         frames, height, width = latent_size
-        return [Grid(frames, -(-height // _PATCH), -(-width // _PATCH))]
+        return [Grid(frames, -(-height // patch), -(-width // patch))]
 
     def grid_of(
         self, num_queries: int, told: Sequence[int] | None, latent_size: Grid | None

@@ -33,7 +33,9 @@ class Overlay:
 
 
 def overlays(record: MapRecord) -> Iterator[Overlay]:
-    """A layer for each picture and each subject in it, each map by its own peak."""
+    """A layer for each picture and each subject in it, each map by its own peak; of videos, none."""
+    if record.num_frames > 1:
+        return  # nobody shows them frame by frame
     for picture in record.pictures:
         for token in tokens_of(record, picture):
             cover = _MOST_COVER * at_peak(record.mean(picture, token)).numpy()

@@ -123,7 +123,7 @@ class SiteMap:
 
     Attributes:
         step: counted from 0.
-        picture: index in the batch.
+        picture: index in the batch; of videos, that of a frame, counted through all of them.
         token: as the user writes it, `<anna>`.
         attention: A_s, mean over heads, summed over the token's places in the prompt; float16.
         values: None where they were not recorded.
@@ -158,10 +158,12 @@ class MapRecord:
 
     Attributes:
         num_steps: of that sampling; None where there was none yet.
+        num_frames: of each video, each of which counts as a picture.
     """
 
     plan: RecordPlan
     num_steps: int | None = None
+    num_frames: int = 1
     _maps: dict[_Key, SiteMap] = field(default_factory=dict["_Key", SiteMap], repr=False)
     _counts: dict[_Key, int] = field(default_factory=dict["_Key", int], repr=False)
 
@@ -171,7 +173,7 @@ class MapRecord:
 
     def become(self, other: MapRecord) -> None:
         """Holds the maps of another record from now on, and no others."""
-        self.num_steps = other.num_steps
+        self.num_steps, self.num_frames = other.num_steps, other.num_frames
         self._maps = other._maps
         self._counts = other._counts
 

@@ -49,14 +49,27 @@ def _train(arguments: Sequence[str] | None) -> int:
     config, resume = parse_arguments(arguments)
     from .data import open_data
     from .diffusers_model import load_base_model
+    from .fill_cache import fill_cache
+    from .flow_models.cached import CachedEncoding
     from .processes import make_accelerator
-    from .trainer import Trainer
+    from .trainer import FROZEN_DTYPES, Trainer
 
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
         logging.getLogger(__package__).setLevel(logging.WARNING)
-    base_model = load_base_model(config.base, config.image_encoder, config.base_config)
+    base_model = load_base_model(
+        config.base,
+        config.image_encoder,
+        config.base_config,
+        FROZEN_DTYPES[accelerator.mixed_precision],
+        config.distilled_guidance,
+        config.cache_path,
+    )
     data = open_data(config, base_model.image_encoder.image_size)
+    encoding = getattr(base_model, "encoding", None)
+    if isinstance(encoding, CachedEncoding):
+        encoding.place(accelerator.device, FROZEN_DTYPES[accelerator.mixed_precision])
+        fill_cache(encoding, data, config, accelerator)
     trainer = Trainer(config, base_model, data, accelerator)
     trainer.begin(resume)
     return trainer.run()

@@ -53,12 +53,13 @@ class TextConditions:
 
     Attributes:
         context: text tokens that cross-attention reads.
-        positions: the token in which each row's noun ends; -1 where no subject is bound.
+        positions: the token in which each row's noun ends; -1 where no subject is bound. Where
+            several text encoders have rows of their own, one place for each, `[batch, places]`.
         extras: whatever else the base model wants with them (SDXL: pooled text and sizes).
     """
 
     context: Float[Tensor, "batch text_tokens text_dim"]
-    positions: Int[Tensor, " batch"]
+    positions: Int[Tensor, " batch"] | Int[Tensor, "batch places"]
     extras: Mapping[str, Tensor] = field(default_factory=lambda: {})
 
 
@@ -140,18 +141,22 @@ class CaptionTokenizer:
         A caption whose noun lies behind the last position that is read would bind nothing; it is
         replaced by the noun alone.
         """
-        marked = caption.text.replace(SUBJECT, caption.noun + _END_OF_NOUN, 1)
-        marked = marked.replace(SUBJECT, caption.noun)
-        ids = mark_tokens(marked, {_END_OF_NOUN: 1}, self._ids, self._lengths)
-        marked_ids = (index for index, token in enumerate(ids) if isinstance(token, MarkedToken))
-        position = next(marked_ids, -1)
+        ids, position = self.find(caption)
         is_bound = SUBJECT in caption.text
         if is_bound and not 0 <= position < self.length - 1:
             if caption.text == SUBJECT:
                 raise ValueError(f"the noun '{caption.noun}' has no token that the encoder reads")
             logging.warning("The noun is out of reach, caption left out: %r", caption.text[:200])
             return self(Caption(SUBJECT, caption.noun))
-        return self._at_full_length([int(token) for token in ids]), position
+        return self._at_full_length(ids), position
+
+    def find(self, caption: Caption) -> tuple[list[int], int]:
+        """Token ids at whatever length, and the position of the noun's last token; -1 without one."""
+        marked = caption.text.replace(SUBJECT, caption.noun + _END_OF_NOUN, 1)
+        marked = marked.replace(SUBJECT, caption.noun)
+        ids = mark_tokens(marked, {_END_OF_NOUN: 1}, self._ids, self._lengths)
+        marked_ids = (index for index, token in enumerate(ids) if isinstance(token, MarkedToken))
+        return [int(token) for token in ids], next(marked_ids, -1)
 
     def _at_full_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.length:

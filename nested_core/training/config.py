@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..attention import ValueNorm, ValueNormMode
-from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, ResamplerConfig
+from ..config import EncoderConfig, HiddenState, ImageEncoderConfig, NestedKey, ResamplerConfig
 from ..preprocess import CropMode
 from .errors import TrainingError
 from .optimiser import LearningRateSchedule
 
 Precision = Literal["float32", "float16", "bfloat16"]
+CacheKind = Literal["none", "disk"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
 
@@ -34,12 +35,17 @@ class TrainingConfig:
     """Everything a run is made of, besides how many processes take part in it."""
 
     output: str = _setting("", "folder of the run: encoder, checkpoints, samples, logs")
-    base: str = _setting("", "base model: .safetensors checkpoint, diffusers folder or hub name")
+    base: str = _setting("", "base model: diffusers folder, hub name or .safetensors checkpoint")
     base_config: str = _setting(
         "", "diffusers folder with configurations, for an offline checkpoint"
     )
     image_encoder: str = _setting("", "CLIP vision model: folder or hub name")
     data: str = _setting("", "folder with metadata.jsonl, or webdataset shards: x/{000..099}.tar")
+
+    cache: CacheKind = _setting(
+        "none", "disk: transformers' captions and pictures are encoded before training, once"
+    )
+    cache_folder: str = _setting("", "where to, for several runs; none: OUTPUT/cache")
 
     noun: str = _setting("person", "what stands in captions for {subject}")
     resolution: int = _setting(1024, "side of the training pictures, pixels")
@@ -58,6 +64,9 @@ class TrainingConfig:
     resampler_dim_head: int = _setting(64, "width of one head")
     value_norm: ValueNormMode = _setting("per_head", "how the subject's values are normalised")
     value_norm_scale: float = _setting(2.0, "their length, in lengths of the text value")
+    nested_key: NestedKey = _setting(
+        "plain", "model_norm: nested keys pass the norm that the base model has for its text's"
+    )
     tokens_like_text: bool = _setting(True, "subject tokens start with the spread of text tokens")
     text_statistics: int = _setting(64, "captions from which that spread is measured")
     initial_encoder: str = _setting("", "encoder file whose weights training starts from")
@@ -82,6 +91,9 @@ class TrainingConfig:
     )
     mixed_precision: MixedPrecision = _setting("no", "precision of the computation")
     gradient_checkpointing: bool = _setting(False, "less memory, about a third more time")
+    shard_base: bool = _setting(
+        False, "transformers: each process holds a part of the frozen weights (FSDP)"
+    )
     deterministic: bool = _setting(False, "repeatable on GPUs too, slower")
     seed: int = _setting(0, "of everything random")
 
@@ -96,6 +108,9 @@ class TrainingConfig:
     )
     sample_steps: int = _setting(30, "denoising steps of a sample")
     guidance: float = _setting(5.0, "classifier-free guidance of a sample")
+    distilled_guidance: float = _setting(
+        1.0, "guidance that a guidance-distilled base model is told in training"
+    )
 
     def __post_init__(self) -> None:
         numbers = ("steps", "batch_size", "accumulation", "resolution", "save_every", "log_every")
@@ -108,6 +123,13 @@ class TrainingConfig:
                 f"drop_image, drop_text and drop_both are {shares}, expected shares of the samples "
                 "that sum to 1 at most."
             )
+
+    @property
+    def cache_path(self) -> Path | None:
+        """Where encoded captions and pictures are kept, if they are."""
+        if self.cache == "none":
+            return None
+        return Path(self.cache_folder) if self.cache_folder else Path(self.output, "cache")
 
     def encoder_config(
         self, base: str, image_encoder: ImageEncoderConfig, text_dim: int
@@ -124,7 +146,9 @@ class TrainingConfig:
             output_dim=text_dim,
         )
         norm = ValueNorm(self.value_norm, self.value_norm_scale)
-        return EncoderConfig(self.noun, base, image_encoder, resampler, norm)
+        return EncoderConfig(
+            self.noun, base, image_encoder, resampler, norm, nested_key=self.nested_key
+        )
 
     def to_json(self) -> str:
         """All settings, as a file that `--config` reads."""

@@ -1,4 +1,4 @@
-"""SD1.5 and SDXL through diffusers, the only file that imports it."""
+"""Base models through diffusers, from their names or files. The only file that imports it."""
 
 # diffusers and transformers are typed in part only; what leaves this file is typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -7,35 +7,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from ..checkpoint.safetensors_file import read_header
-from ..config import HiddenState, ImageEncoderConfig
-from ..errors import HostError, SiteError
-from ..families import AnyFamily
-from ..families.unet import UNET
-from ..shapes import Float
-from ..sites import Site
-from ..vision import patch_features
-from .base_model import Caption, CaptionTokenizer, PictureSize, TextConditions, randomise_rows
+from .disk_cache import DiskCache, ModelDigests, key_of
 from .errors import TrainingError
-from .nested_attention import SUBJECTS_KEY, NestedSubjects, install_processors
-from .noise_schedule import NoiseSchedule
+from .flow_models import FLOW_FAMILIES, FlowFamily, family_of_pipeline
+from .flow_models.cached import CachedEncoding, Part
+from .flow_models.encoding import VAE_DTYPE, Encoding, PipelineEncoding
+from .flow_models.model import TransformerModel
+from .noise_schedule import read_schedule
+from .unet_model import UNetModel
 
-# SDXL's VAE overflows in half precision; the others' are small beside the UNet.
-_VAE_DTYPE = torch.float32
 
-
-def load_base_model(base: str, image_encoder: str, base_config: str = "") -> DiffusersModel:
-    """The base model and the image encoder, on the CPU in float32.
+def load_base_model(
+    base: str,
+    image_encoder: str,
+    base_config: str = "",
+    dtype: torch.dtype = torch.float32,
+    guidance: float = 1.0,
+    cache_folder: Path | None = None,
+) -> UNetModel | TransformerModel:
+    """The base model and the image encoder, on the CPU; UNets in float32.
 
     Args:
         base: a checkpoint file (`.safetensors`), a folder in diffusers' layout, or a model's name on
@@ -43,12 +42,16 @@ def load_base_model(base: str, image_encoder: str, base_config: str = "") -> Dif
         image_encoder: a folder or a hub name of a CLIP vision model with projection.
         base_config: for a checkpoint file on a machine without network, a folder with the
             configurations of the same family's pipeline in diffusers' layout.
+        dtype: of a transformer and its text encoders, too large to be held in float32 for nothing.
+        guidance: that a guidance-distilled model is told.
+        cache_folder: of captions and pictures that a transformer's text encoders and VAE have
+            encoded; these are then loaded where something is missing, and not before.
 
     Raises:
         TrainingError: they cannot be loaded, or are of another family.
     """
     try:
-        pipeline = _load_pipeline(base, base_config)
+        description, pipeline = _load_pipeline(base, base_config, dtype, cache_folder is not None)
         vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder)
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(
@@ -56,180 +59,86 @@ def load_base_model(base: str, image_encoder: str, base_config: str = "") -> Dif
             f"loaded ({error}). Expected: a .safetensors checkpoint of SD1.5 or SDXL, a folder in "
             "diffusers' layout or a hub name; and a folder or hub name of a CLIP vision model."
         ) from error
-    return DiffusersModel(pipeline, vision)
+    if description is None:
+        if cache_folder is not None:
+            raise TrainingError(
+                f"cache is disk, expected none: '{base}' is a UNet, whose captions and pictures are "
+                "not kept."
+            )
+        return UNetModel(pipeline, vision)
+    encoding = None
+    if cache_folder is not None:
+        encoding = _cached_encoding(description, base, dtype, DiskCache(cache_folder))
+    schedule = read_schedule(pipeline.scheduler)
+    return TransformerModel(description, pipeline, vision, schedule, guidance, encoding)
 
 
-def _load_pipeline(base: str, base_config: str) -> Any:
-    if not Path(base).is_file():
-        return DiffusionPipeline.from_pretrained(base)
+def _load_pipeline(
+    base: str, base_config: str, dtype: torch.dtype, is_cached: bool
+) -> tuple[FlowFamily | None, Any]:
+    """Its family's description, if it is a transformer, and the pipeline.
+
+    Args:
+        is_cached: whether a transformer's text encoders and VAE are left out.
+    """
+    if Path(base).is_file():
+        return None, _load_checkpoint(base, base_config)
+    parts: Any = DiffusionPipeline.load_config(base)
+    name = str(parts.get("_class_name"))
+    description = family_of_pipeline(name)
+    if description is not None:
+        problem = description.problem(parts)
+        if problem:
+            raise TrainingError(f"Training: the base model '{base}' {problem}")
+        left_out = [*_readers(parts), "vae"] if is_cached else []
+        return description, _load_without(base, dtype, left_out)
+    if "unet" not in parts:
+        known = ", ".join(["SD1.5", "SDXL", *(each.label for each in FLOW_FAMILIES)])
+        raise TrainingError(
+            f"Training: the base model '{base}' is a {name}, whose layers this trainer does not know. "
+            f"Expected a text-to-image pipeline of {known}."
+        )
+    return None, DiffusionPipeline.from_pretrained(base)
+
+
+def _load_without(base: str, dtype: torch.dtype, left_out: Iterable[str]) -> Any:
+    dtypes = {"default": dtype, "vae": VAE_DTYPE}
+    parts: dict[str, Any] = dict.fromkeys(left_out)
+    index: Any = DiffusionPipeline.load_config(base)
+    if "safety_checker" in index:
+        # Cosmos' pipeline insists on one; training asks the transformer alone, which has none.
+        parts["safety_checker"] = torch.nn.Identity()
+    return DiffusionPipeline.from_pretrained(base, dtype=dtypes, **parts)
+
+
+def _readers(parts: Mapping[str, Any]) -> list[str]:
+    """The parts of a pipeline that read text."""
+    return sorted(name for name in parts if name.startswith(("text_encoder", "tokenizer")))
+
+
+def _cached_encoding(
+    description: FlowFamily, base: str, dtype: torch.dtype, cache: DiskCache
+) -> CachedEncoding:
+    """What encodes captions and pictures of a transformer, loaded where the cache lacks something."""
+    folder = Path(base if Path(base).is_dir() else DiffusionPipeline.download(base))
+    parts: Any = DiffusionPipeline.load_config(folder)
+    readers = _readers(parts)
+    digests = ModelDigests(cache.folder)
+
+    def load(part: Part) -> Encoding:
+        others = ["vae"] if part == "texts" else readers
+        return PipelineEncoding(description, _load_without(base, dtype, ["transformer", *others]))
+
+    keys: dict[Part, str] = {
+        "texts": key_of(description.base, digests.of(folder, readers)),
+        "pictures": key_of(description.base, digests.of(folder, ["vae"])),
+    }
+    return CachedEncoding(cache, load, keys, dtype)
+
+
+def _load_checkpoint(base: str, base_config: str) -> Any:
     options = {"config": base_config, "local_files_only": True} if base_config else {}
     # The two classes read each other's files without complaint, into a wrong model.
     if any(name.startswith("conditioner.") for name in read_header(base).tensors):
         return StableDiffusionXLPipeline.from_single_file(base, **options)
     return StableDiffusionPipeline.from_single_file(base, safety_checker=None, **options)
-
-
-class DiffusersModel:
-    """The `BaseModel` of a Stable Diffusion or SDXL pipeline. The pipeline's modules are frozen."""
-
-    family: AnyFamily = UNET
-
-    def __init__(self, pipeline: Any, vision: Any) -> None:
-        self.unet: Any = pipeline.unet
-        self.vae: Any = pipeline.vae
-        self.vision: Any = vision
-        self.text_encoders: list[Any] = _present(pipeline, "text_encoder", "text_encoder_2")
-        tokenizers = _present(pipeline, "tokenizer", "tokenizer_2")
-        self._is_sdxl = len(self.text_encoders) == 2
-        self.base = "sdxl" if self._is_sdxl else "sd15"
-        self._tokenisers = [
-            CaptionTokenizer(tokenizer, encoder.config.max_position_embeddings, name)
-            for tokenizer, encoder, name in zip(
-                tokenizers, self.text_encoders, UNET.tokenizers, strict=False
-            )
-        ]
-        self._layers: Mapping[Site, Any] = find_sites(self.unet)
-        self.site_dims: Mapping[Site, int] = {
-            site: layer.to_k.out_features for site, layer in self._layers.items()
-        }
-        install_processors(self.unet, self._layers)
-        self.text_dim: int = self.unet.config.cross_attention_dim
-        self.schedule = read_schedule(pipeline.scheduler)
-        self.image_encoder = ImageEncoderConfig(
-            "clip_vision", vision.config.hidden_size, vision.config.image_size
-        )
-        for module in self.frozen_modules():
-            module.requires_grad_(False).eval()
-
-    def frozen_modules(self) -> Sequence[nn.Module]:
-        return [self.unet, self.vae, self.vision, *self.text_encoders]
-
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        for module in self.frozen_modules():
-            # Not the libraries' own `to`, which warns of parts to be kept in float32 (there are none).
-            nn.Module.to(module, device, _VAE_DTYPE if module is self.vae else dtype)
-
-    def save_memory(self) -> None:
-        self.unet.enable_gradient_checkpointing()
-
-    def projection_weights(self, site: Site) -> tuple[Tensor, Tensor]:
-        layer = self._layers[site]
-        return layer.to_k.weight, layer.to_v.weight
-
-    @torch.no_grad()
-    def encode_captions(
-        self, captions: Sequence[Caption], sizes: Sequence[PictureSize]
-    ) -> TextConditions:
-        """As the pipelines do: SD1.5 reads the last layer; SDXL both encoders' last but one."""
-        device = self.unet.device
-        contexts: list[Tensor] = []
-        pooled: list[Tensor] = []
-        positions: list[int] = []
-        for tokenise, encoder in zip(self._tokenisers, self.text_encoders, strict=True):
-            rows = [tokenise(caption) for caption in captions]
-            positions = [position for _, position in rows]
-            ids = torch.tensor([row for row, _ in rows], device=device)
-            outputs = encoder(ids, output_hidden_states=True)
-            contexts.append(
-                outputs.hidden_states[-2] if self._is_sdxl else outputs.last_hidden_state
-            )
-            pooled.append(outputs[0])
-        extras: dict[str, Tensor] = {}
-        if self._is_sdxl:
-            # SDXL's micro-conditioning (arXiv:2307.01952, section 2.2), in the order of the fields.
-            time_ids = torch.tensor([astuple(size) for size in sizes]).to(contexts[0])
-            extras = {"text_embeds": pooled[-1], "time_ids": time_ids}
-        context = torch.cat(contexts, dim=-1)
-        return TextConditions(context, torch.tensor(positions, device=device), extras)
-
-    @torch.no_grad()
-    def encode_pixels(
-        self, pixels: Tensor, generators: Sequence[torch.Generator]
-    ) -> Float[Tensor, "batch channels height width"]:
-        posterior = self.vae.encode(pixels.to(self.vae.device, _VAE_DTYPE)).latent_dist
-        mean, deviation = posterior.mean, posterior.std
-        noise = randomise_rows(generators, torch.randn, *mean.shape[1:])
-        latents = mean + deviation * noise.to(mean)
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Float[Tensor, "batch 3 height width"]:
-        scaled = latents.to(_VAE_DTYPE) / self.vae.config.scaling_factor
-        decoded = self.vae.decode(scaled + (self.vae.config.shift_factor or 0.0)).sample
-        return decoded.clamp(-1, 1).float()
-
-    @torch.no_grad()
-    def patch_features(
-        self, pixels: Tensor, hidden_state: HiddenState
-    ) -> Float[Tensor, "batch patches hidden_size"]:
-        return patch_features(self.vision, pixels.to(self.vision.dtype), hidden_state)
-
-    def predict(
-        self,
-        noisy: Float[Tensor, "batch channels height width"],
-        times: Tensor,
-        text: TextConditions,
-        subjects: NestedSubjects | None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        return self.unet(
-            noisy.to(self.unet.dtype),
-            times,
-            encoder_hidden_states=text.context,
-            added_cond_kwargs=dict(text.extras),
-            cross_attention_kwargs={} if subjects is None else {SUBJECTS_KEY: subjects},
-        ).sample
-
-
-def _present(pipeline: Any, *names: str) -> list[Any]:
-    parts = (getattr(pipeline, name, None) for name in names)
-    return [part for part in parts if part is not None]
-
-
-def read_schedule(scheduler: Any) -> NoiseSchedule:
-    """How the base model was trained, from its scheduler's configuration.
-
-    Raises:
-        TrainingError: a prediction that this trainer does not know.
-    """
-    config = scheduler.config
-    if "FlowMatch" in type(scheduler).__name__:
-        return NoiseSchedule("flow", shift=config.get("shift") or 1.0)
-    prediction = config.prediction_type
-    if prediction not in ("epsilon", "v_prediction"):
-        raise TrainingError(
-            f"Training: the base model's scheduler predicts '{prediction}', expected "
-            "epsilon, v_prediction or flow matching."
-        )
-    return NoiseSchedule(prediction, scheduler.alphas_cumprod.float())
-
-
-def find_sites(unet: nn.Module) -> dict[Site, Any]:
-    """The UNet's cross-attention layers under ComfyUI's numbers.
-
-    Raises:
-        HostError: no cross-attention, blocks that ComfyUI's numbering does not know, or layers that
-            do more than attend.
-    """
-    modules: dict[str, Any] = dict(unet.named_modules())
-    try:
-        names = UNET.sites_of(modules)
-    except SiteError as error:
-        raise HostError(f"Training: {type(unet).__name__} has {error}") from error
-    for name in names.values():
-        _check_plain(name, modules[name])
-    return {site: modules[name] for site, name in names.items()}
-
-
-def _check_plain(name: str, attention: Any) -> None:
-    unknown = [
-        part
-        for part in ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
-        if getattr(attention, part, None)
-    ]
-    if attention.residual_connection or attention.rescale_output_factor != 1.0:
-        unknown.append("residual connection or rescaling")
-    if unknown:
-        raise HostError(
-            f"Training: the cross-attention at {name} has {', '.join(unknown)}, which the nodes do "
-            "not know. Use a base model of the SD1.5 or SDXL family."
-        )

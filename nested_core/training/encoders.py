@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_encoder
 from ..config import EncoderConfig
 from ..encoder import Encoder
+from ..families import DEFAULT_FAMILY
 from ..resampler import ResamplerExtras
 from ..shapes import Bool, Float
 from ..sites import Site
@@ -58,12 +59,18 @@ def initial_encoder(
     projections that read text.
 
     Raises:
-        TrainingError: `initial_encoder` names an encoder of other sizes or for other sites.
+        TrainingError: `initial_encoder` names an encoder of other sizes or for other sites, or the
+            base model has no norm for nested keys to pass.
     """
     encoder_config = config.encoder_config(
         base_model.base, base_model.image_encoder, base_model.text_dim
     )
     encoder_config = replace(encoder_config, family=base_model.family.name)
+    if encoder_config.nested_key != "plain" and base_model.family is DEFAULT_FAMILY:
+        raise TrainingError(
+            f"nested_key is {encoder_config.nested_key}, expected plain: the layers of "
+            f"{base_model.base} put no norm on the keys of their text."
+        )
     earlier = load_encoder(config.initial_encoder) if config.initial_encoder else None
     # The optional parts of an earlier resampler are trained on.
     extras = earlier.resampler.extras if earlier else None
@@ -83,7 +90,8 @@ def initial_encoder(
             ):
                 if weight.shape == text_weight.shape:
                     weight.copy_(text_weight)
-        if config.tokens_like_text and captions:
+        reads_own_stream = getattr(base_model.family, "is_joint", False)
+        if config.tokens_like_text and captions and not reads_own_stream:
             _spread_like_text(encoder, base_model, captions)
     return encoder
 
@@ -103,11 +111,14 @@ def _spread_like_text(encoder: Encoder, base_model: BaseModel, captions: Sequenc
     """The final layer norm's gain and bias: deviation and mean of the words up to the nouns."""
     sizes = [PictureSize(1, 1, 0, 0, 1, 1)] * len(captions)
     text = base_model.encode_captions(captions, sizes)
+    if text.context.shape[-1] != encoder.config.resampler.output_dim:
+        return  # the sites do not read the text encoder's own tokens
+    positions = text.positions.view(len(captions), -1)[:, -1]
     # The start token is left out: its length is many times that of words.
     words = torch.cat(
         [
             row[1 : int(position) + 1].float()
-            for row, position in zip(text.context, text.positions, strict=True)
+            for row, position in zip(text.context, positions, strict=True)
         ]
     )
     if len(words) > 1:

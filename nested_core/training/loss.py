@@ -48,9 +48,9 @@ class Objective:
             project: the trained module, or whatever wraps it.
         """
         device = next(base_model.frozen_modules()[0].parameters()).device
-        schedule = base_model.schedule
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         latents = base_model.encode_pixels(batch.pixels.to(device), generators).float()
+        schedule = base_model.schedule.of_size(*latents.shape[-2:])
         times = schedule.times(randomise_rows(generators, torch.rand).to(device))
         noise = randomise_rows(generators, torch.randn, *latents.shape[1:]).to(device)
         if self.noise_offset:
@@ -62,7 +62,12 @@ class Objective:
         hidden_state = self.encoder_config.image_encoder.hidden_state
         features = base_model.patch_features(batch.reference_pixels.to(device), hidden_state)
         keys_values = project(features.float(), batch.image_dropped.to(device))
-        subjects = NestedSubjects(keys_values, text.positions, self.encoder_config.value_norm)
+        subjects = NestedSubjects(
+            keys_values,
+            text.positions,
+            self.encoder_config.value_norm,
+            self.encoder_config.nested_key,
+        )
         prediction = base_model.predict(noisy, schedule.timesteps(times), text, subjects)
 
         sample_weights = pixel_weights = None

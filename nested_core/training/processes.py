@@ -14,30 +14,39 @@ import logging
 import random
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_tensorboard_available
+from accelerate.utils import InitProcessGroupKwargs, gather_object, is_tensorboard_available
 
 from ..errors import NestedAttentionError
+from .base_model import BaseModel
 from .config import TrainingConfig
 from .errors import TrainingError
 from .files import short_repr
+
+_LONGEST_WAIT = timedelta(days=1)
 
 log = logging.getLogger(__name__)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate, as this run's settings say; its own configuration says the rest."""
+    handlers: list[Any] = []
+    if config.cache != "none":
+        # One process may have to encode for hours after the others have done their share.
+        handlers.append(InitProcessGroupKwargs(timeout=_LONGEST_WAIT))
     trackers = ["tensorboard"] if config.tensorboard and is_tensorboard_available() else None
     return Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         log_with=cast("Any", trackers),
         project_dir=config.output,
+        kwargs_handlers=handlers,
     )
 
 
@@ -62,6 +71,21 @@ def prepare_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> bool:
         "could run code. Use FSDP where the run must be able to go on."
     )
     return True
+
+
+def shard_base(base_model: BaseModel) -> None:
+    """Tells the base model that each process is to hold a part of its weights.
+
+    Raises:
+        TrainingError: it cannot be shared out.
+    """
+    shard: Callable[[], None] | None = getattr(base_model, "shard", None)
+    if shard is None:
+        raise TrainingError(
+            f"shard_base is set, but the base model '{base_model.base}' cannot be shared out among "
+            "processes: transformers can. Leave shard_base out."
+        )
+    shard()
 
 
 def run_on_all_processes(accelerator: Accelerator, action: Callable[[], None]) -> None:

@@ -15,8 +15,8 @@ from .files import read_object, replace_file, short_repr, writing
 
 # Settings that may differ when a run goes on. The others would make it another run.
 _MAY_CHANGE = frozenset(
-    "output base base_config image_encoder data workers steps batch_size accumulation "
-    "gradient_checkpointing deterministic learning_rate save_every keep save_precision log_every "
+    "output base base_config image_encoder data cache cache_folder workers steps batch_size accumulation "
+    "gradient_checkpointing shard_base deterministic learning_rate save_every keep save_precision log_every "
     "tensorboard sample_every sample_prompts sample_steps guidance".split()
 )
 

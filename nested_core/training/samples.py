@@ -14,12 +14,14 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..preprocess import CLIP_MEAN, CLIP_STD
 from ..shapes import Float, UInt8
-from .base_model import BaseModel, Caption, PictureSize, randomise_rows
+from .base_model import SUBJECT, BaseModel, Caption, PictureSize, randomise_rows
 from .config import TrainingConfig
 from .data.batches import Batch, Data, Stripe, close_batches
 from .files import replace_file
 from .loss import Project
 from .nested_attention import NestedSubjects
+
+NUM_SAMPLES = 4  # rows of a grid
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def draw_samples(
     generators = [torch.Generator().manual_seed(config.seed + row) for row in range(count)]
     shape = base_model.encode_pixels(torch.zeros(1, 3, side, side), generators[:1]).shape[1:]
     latents = randomise_rows(generators, torch.randn, *shape).to(device)
-    schedule = base_model.schedule
+    schedule = base_model.schedule.of_size(*shape[-2:])
     times = schedule.times(torch.linspace(0.999, 0.0, config.sample_steps + 1, device=device))
     for time, next_time in pairwise(times[:, None].expand(-1, count)):
         timesteps = schedule.timesteps(time)
@@ -72,12 +74,27 @@ def sample_grid(
     for prompt in prompts:
         captions = [Caption(prompt, caption.noun) for caption in batch.captions]
         positions = base_model.encode_captions(captions, list(batch.sizes)).positions
-        is_bound = bool((positions >= 0).all())
-        bound = NestedSubjects(keys_values, positions, encoder_config.value_norm)
+        is_bound = bool((positions.view(len(captions), -1) >= 0).any(dim=1).all())
+        bound = NestedSubjects(
+            keys_values, positions, encoder_config.value_norm, encoder_config.nested_key
+        )
         for subjects in (None, bound if is_bound else None):
             columns.append(draw_samples(base_model, captions, subjects, config, device).cpu())
     grid = torch.cat([column.movedim(1, -1).flatten(0, 1) for column in columns], dim=1)
     return ((grid + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_prompts(data: Data, config: TrainingConfig) -> Sequence[str]:
+    """The settings', or where there are none, captions of the data."""
+    texts = [caption.text for caption in data.some_captions(2)]
+    return config.sample_prompts or [text for text in texts if SUBJECT in text]
+
+
+def sample_captions(data: Data, config: TrainingConfig) -> list[Caption]:
+    """Whatever the sample grids have encoded."""
+    nouns = [caption.noun for caption in sample_batch(data, NUM_SAMPLES).captions]
+    prompts = sample_prompts(data, config)
+    return [Caption("", ""), *(Caption(text, noun) for text in prompts for noun in nouns)]
 
 
 def sample_batch(data: Data, most: int) -> Batch:

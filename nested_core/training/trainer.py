@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import save_encoder
-from .base_model import SUBJECT, BaseModel
+from .base_model import BaseModel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .data.batches import Batch, Data, Stripe, close_batches
@@ -32,14 +32,19 @@ from .errors import DivergedError
 from .files import writing
 from .loss import Objective
 from .optimiser import MovingAverage, learning_rate_factor, make_optimiser, set_learning_rate
-from .processes import StopRequest, prepare_deepspeed, run_on_all_processes, run_on_main_process
+from .processes import (
+    StopRequest,
+    prepare_deepspeed,
+    run_on_all_processes,
+    run_on_main_process,
+    shard_base,
+)
 from .run_folder import RunFolder
-from .samples import sample_batch, sample_grid, save_grid
+from .samples import NUM_SAMPLES, sample_batch, sample_grid, sample_prompts, save_grid
 from .training_state import TrainingState
 
-_FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FILE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_NUM_SAMPLES = 4
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +74,9 @@ class Trainer:
         )
         for module in base_model.frozen_modules():
             module.requires_grad_(False).eval()
-        base_model.place(accelerator.device, _FROZEN_DTYPES[accelerator.mixed_precision])
+        if config.shard_base and self.stripe.num_processes > 1:
+            shard_base(base_model)
+        base_model.place(accelerator.device, FROZEN_DTYPES[accelerator.mixed_precision])
         if config.gradient_checkpointing:
             base_model.save_memory()
         self._prepare(KeyValueEncoder(encoder).train())
@@ -228,14 +235,12 @@ class Trainer:
             self._log.write(self.step, figures)
 
     def _write_samples(self) -> None:
-        texts = [caption.text for caption in self.data.some_captions(2)]
-        prompts = self.config.sample_prompts or [text for text in texts if SUBJECT in text]
         with self.average.in_place():
             grid = sample_grid(
                 self.base_model,
                 self.model,
-                sample_batch(self.data, _NUM_SAMPLES),
-                prompts,
+                sample_batch(self.data, NUM_SAMPLES),
+                sample_prompts(self.data, self.config),
                 self.encoder_config,
                 self.config,
                 self.accelerator.device,

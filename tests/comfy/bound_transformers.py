@@ -6,7 +6,6 @@ from typing import Any
 
 import dit_scene
 import pack
-import pytest
 import reference
 import tiny
 import torch
@@ -20,7 +19,6 @@ _encoder = pack.module("nested_core.encoder")
 _subject = pack.module("nested_core.subject")
 _registry = pack.module("nodes.bridge.families.registry")
 
-EACH = pytest.mark.parametrize("family", dit_scene.FAMILIES)
 # By the pack's names.
 OF = {"chroma": "flux", "z_image": "lumina2", "anima": "cosmos_predict2"}
 TEXT = "a pencil drawing of <anna> with a black dog in a coffee shop"

@@ -181,7 +181,7 @@ def clip_of(family: str) -> Any:
 
 
 def make_scene(family: str, **unet: Any) -> TransformerScene:
-    """A scene of the family. `unet` replaces entries of the model's configuration."""
+    """A scene of the family; entries as of `tiny_transformers.model`."""
     frames = 2 if family == "wan" else 1
     return TransformerScene(
         family, tiny_transformers.model(family, **unet), clip_of(family), frames=frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from joint_value_table import JointSubject, JointValueTable, RowSlots, Slots
 from reference_separation import NaiveSeparation
 from torch import Tensor
@@ -15,7 +16,7 @@ class JointSeparation(JointValueTable):
 
     Attributes:
         maps: what the subjects' sites have shown, in the order in which they were run: site, row,
-            subject, and the map, `[height, width]`.
+            subject, and the map, `[frames, height, width]`.
     """
 
     def __init__(self, row_slots: RowSlots, separation: float):
@@ -35,18 +36,28 @@ class JointSeparation(JointValueTable):
         here = {each: where for each, where in places.items() if each.sites(site)}
         if not here:
             return tables, weighted
-        frames = self._grid[0]
-        attention = logits.softmax(-1).mean(0).unflatten(0, self._grid).mean(0)
+        attention = logits.softmax(-1).mean(0).unflatten(0, self._grid)
         maps = {each: attention[..., where].sum(-1) for each, where in here.items()}
         self.maps += [(site, row, each, shown) for each, shown in maps.items()]
         kinds = options["cond_or_uncond"]
         batch = self._latent_shape[0] // len(kinds)
         key = (kinds[row // batch], frozenset(slots.values()), row % batch)
         size = self._latent_shape[-2:]
-        owned = self._separation.see(key, site, maps, list(places), size)
-        if owned is None:
+        of_frames = [
+            self._separation.see(
+                key,
+                site,
+                {each: shown[frame] for each, shown in maps.items()},
+                list(places),
+                size,
+                frame,
+            )
+            for frame in range(self._grid[0])
+        ]
+        owned = [each for each in of_frames if each is not None]
+        if not owned:
             return tables, weighted
-        shares, taken = owned[0].repeat(1, frames), owned[1].repeat(1, frames, 1)
+        shares, taken = (torch.cat(each, dim=1) for each in zip(*owned, strict=True))
         offers = self._offers(q, logits, v, here, options, row)
         for where in here.values():
             for position in where:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _OVERRIDE = "optimized_attention_override"
+CONTEXT = "naive_context"  # where row slots find the text that each row reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,8 @@ class JointSubject:
     """A subject at given rows of the text. `site_weights(site)` is its (to_k, to_v), `[inner, width]`.
 
     Attributes:
-        mask: `[pictures, height, width]` in image coordinates; None: everywhere.
+        mask: `[pictures, height, width]` in image coordinates; None: everywhere. Of videos,
+            `[pictures, frames, height, width]`.
         window: sigmas between which it acts.
         value: what each pixel sees, `(site, query [heads, pixels, dim], text value [heads, dim]) ->
             [heads, pixels, dim]`, before the value norm; None: nested attention to the tokens.
@@ -57,12 +59,14 @@ class _Layout:
         text: the module whose output has the text's length; None: the keys are the text.
         patch: (model) -> frames, height and width of a patch.
         padding: (model) -> the picture comes last and is filled up to a multiple of this.
+        before: the module, if the model has it, that makes a picture which comes before its own.
     """
 
     sites: Mapping[tuple[str, str], str]
     patch: Callable[[Any], Sequence[int]]
     text: str | None = None
     padding: Callable[[Any], int] | None = None
+    before: str | None = None
 
 
 _FLUX = _Layout(
@@ -73,6 +77,11 @@ _FLUX = _Layout(
 _COSMOS = _Layout(
     {("blocks", "cross_attn"): "blocks.{}.cross"},
     lambda model: (model.patch_temporal, model.patch_spatial, model.patch_spatial),
+)
+_WAN = _Layout(
+    {("blocks", "cross_attn"): "blocks.{}.cross"},
+    lambda model: model.patch_size,
+    before="ref_conv",
 )
 _LAYOUTS: dict[str, _Layout] = {
     "Flux": _FLUX,
@@ -94,9 +103,9 @@ _LAYOUTS: dict[str, _Layout] = {
     ),
     "MiniTrainDIT": _COSMOS,
     "Anima": _COSMOS,
-    "WanModel": _Layout(
-        {("blocks", "cross_attn"): "blocks.{}.cross"}, lambda model: model.patch_size
-    ),
+    "WanModel": _WAN,
+    "VaceWanModel": _WAN,
+    "CameraWanModel": _WAN,
 }
 
 
@@ -122,7 +131,8 @@ class JointValueTable:
         self._model: Any = None
         self._grid: tuple[int, ...] = ()
         self._latent_shape: tuple[int, ...] = ()
-        self._text_length = self._calls_in_site = 0
+        self._context: Tensor | None = None
+        self._text_length = self._calls_in_site = self._before = 0
         self._site: str | None = None
 
     def on(self, model: Any) -> Any:
@@ -140,6 +150,7 @@ class JointValueTable:
         layout = _LAYOUTS[type(self._model).__name__]
         size = (1, *x.shape[2:])[-3:]
         self._latent_shape = tuple(x.shape)
+        self._context = args[2] if len(args) > 2 else kwargs.get("c_crossattn")
         self._grid = tuple(-(-n // p) for n, p in zip(size, layout.patch(self._model), strict=True))
         hooks = []
         for site, module in site_modules(self._model).items():
@@ -148,6 +159,10 @@ class JointValueTable:
         if layout.text is not None:
             text = self._model.get_submodule(layout.text)
             hooks.append(text.register_forward_hook(self._see_text))
+        self._before = 0
+        if layout.before is not None and getattr(self._model, layout.before) is not None:
+            before = self._model.get_submodule(layout.before)
+            hooks.append(before.register_forward_hook(self._see_before))
         try:
             return executor(x, *args, **kwargs)
         finally:
@@ -159,6 +174,9 @@ class JointValueTable:
 
     def _see_text(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._text_length = output.shape[1]
+
+    def _see_before(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._before = output.flatten(2).shape[2]
 
     def _has_text_among_its_keys(self) -> bool:
         if self._site is None:
@@ -174,7 +192,7 @@ class JointValueTable:
         if layout.padding is not None:
             start = queries - pixels - -pixels % layout.padding(self._model)
         else:
-            start = 0 if layout.text is None else self._text_length
+            start = self._before if layout.text is None else self._text_length
         return range(start, start + pixels)
 
     def _attend(
@@ -206,7 +224,7 @@ class JointValueTable:
         assert self._site is not None
         self.calls.append((self._site, picture, q.shape[2], k.shape[2]))
         own = slice(picture.start, picture.stop)
-        options = rest["transformer_options"]
+        options = {**rest["transformer_options"], CONTEXT: self._context}
         for row, slots in enumerate(self._row_slots(options, len(q))):
             if slots:
                 out[row, :, own] = self._from_tables(
@@ -237,7 +255,7 @@ class JointValueTable:
             text = v[:, position]
             look = subject.value or (lambda site, q, text, s=subject: _nested_value(s, site, q))
             star = _normed(look(site, q, text).double(), text[:, None], subject)
-            region = _region(subject.mask, self._grid, row)
+            region = _region(_in_window(subject.mask, options), self._grid, row)
             tables[:, :, position] = text[:, None] + subject.strength * region[:, None] * (
                 star - text[:, None]
             )
@@ -263,12 +281,23 @@ def _normed(star: Tensor, text: Tensor, subject: JointSubject) -> Tensor:
     return star / length * text.norm(dim=over, keepdim=True) * subject.scale
 
 
+def _in_window(mask: Tensor | None, options: Any) -> Tensor | None:
+    """The masks of the frames that a context window has, behind the one that comes before them."""
+    window = options.get("context_window")
+    if mask is None or mask.ndim == 3 or window is None:
+        return mask
+    anchor = getattr(window, "causal_anchor_index", None)
+    before = [] if anchor is None or anchor < 0 else [anchor]
+    return mask[:, [*before, *window.index_list]]
+
+
 def _region(mask: Tensor | None, grid: Sequence[int], row: int) -> Tensor:
     frames, height, width = grid
     if mask is None:
         return torch.ones(frames * height * width, dtype=torch.float64)
-    resized = functional.interpolate(mask.double()[:, None], size=(height, width), mode="area")
-    return resized[row % len(resized)].flatten().repeat(frames)
+    of_frames = mask[:, None] if mask.ndim == 3 else mask
+    resized = functional.interpolate(of_frames.double(), size=(height, width), mode="area")
+    return resized[row % len(resized)].expand(frames, -1, -1).flatten()
 
 
 def _by_heads(tensor: Tensor, heads: int, has_heads: bool) -> Tensor:

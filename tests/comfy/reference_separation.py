@@ -65,15 +65,16 @@ class NaiveSeparation:
         maps = {each: attention[:, places].sum(-1).view(grid) for each, places in here.items()}
         return self.see(row_key, site, maps, acting, _latent_size(options))
 
-    def see(self, row_key, site, maps, acting, size):
-        """The same of maps `[height, width]`, one for each subject at the site."""
+    def see(self, row_key, site, maps, acting, size, frame=0):
+        """The same of maps `[height, width]`, one for each subject at the site, of a video's frame."""
+        row_key = (frame, *row_key)
         shown = self.shown.setdefault(row_key, {})
         if site in shown:
             self._learn(row_key, shown, size)
             shown.clear()
         shown[site] = maps
         (grid,) = {tuple(each.shape) for each in maps.values()}
-        return self._owned(row_key, acting, size, grid)
+        return self._owned(row_key, acting, size, grid, frame)
 
     def _learn(self, row_key, shown, size):
         """Sites where the same subjects acted are news together."""
@@ -92,11 +93,11 @@ class NaiveSeparation:
                     evidence = KEPT * known + (1 - KEPT) * evidence
                 self.known[row_key, each] = evidence
 
-    def _owned(self, row_key, acting, size, grid):
+    def _owned(self, row_key, acting, size, grid, frame):
         if len(acting) < 2 or not self.separation:
             return None
         known = [self.known.get((row_key, each)) for each in acting]
-        masks = [_mask(each, row_key[-1], size) for each in acting]
+        masks = [_mask(each, frame, row_key[-1], size) for each in acting]
         if any(each is None for each in known):
             if any(each is None for each in masks):
                 return None
@@ -120,11 +121,12 @@ def _latent_size(options):
     return tuple(options["original_shape"][-2:])
 
 
-def _mask(subject, picture, size):
+def _mask(subject, frame, picture, size):
     if subject.mask is None:
         return None
-    resized = functional.interpolate(subject.mask[:, None], size, mode="area")
-    return resized[picture % len(resized), 0]
+    mask = subject.mask[:, None] if subject.mask.ndim == 3 else subject.mask
+    resized = functional.interpolate(mask, size, mode="area")[picture % len(mask)]
+    return resized[frame % len(resized)]
 
 
 def _acting(slots, options):

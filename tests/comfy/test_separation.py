@@ -232,13 +232,19 @@ def test_apply_twice_keeps_the_greater_separation(scene):
 def test_what_is_known_moves_slowly_and_for_its_own_row_alone():
     place = pack.module("nested_core.call.places").Place(1, 0, 0, 0, 4, 3, 4, 3)
     maps, device = evidence.SubjectMaps(), torch.device("cpu")
-    first, second = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    first, second = torch.rand(2, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     for shown in (first, second):
         maps._learn((place, 7), shown)
     known = maps.evidence(place, [7], device)
-    torch.testing.assert_close(known, (0.9 * first + 0.1 * second)[None])
+    torch.testing.assert_close(known, (0.9 * first + 0.1 * second)[:, None])
     assert maps.evidence(place, [7, 8], device) is None
-    for other in ({"picture": 0}, {"conditioning": 1}, {"height": 5}, {"top": 1}, {"left": 2}):
+    for other in (
+        {"picture": 0},
+        {"conditioning": 1},
+        {"height": 5},
+        {"top": 1},
+        {"first_frame": 2},
+    ):
         assert maps.evidence(place._replace(**other), [7], device) is None
 
 

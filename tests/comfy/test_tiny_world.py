@@ -162,7 +162,7 @@ def weights(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     model = untrained_model(0)
     with torch.no_grad():  # the blocks start as the identity: there nothing would be seen
-        for parameter in model.unet.parameters():
+        for parameter in model.denoiser.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     model.save(folder / models.BASE_FILE, torch.float16)  # as ComfyUI keeps text encoders
     from safetensors.torch import save_file

@@ -27,8 +27,9 @@ from lab.ablations.encoders import ABLATIONS
 from lab.ablations.trained import TrainingNeededError
 from lab.drawing import evaluation as drawn_evaluation
 from lab.drawing import methods
+from lab.drawing.catalogue import catalogue, identities_for
 from lab.drawing.evaluation import Evaluation
-from lab.drawing.methods import METHODS, SHIPPED, Decoupled, Nested
+from lab.drawing.methods import SHIPPED, Decoupled, Nested
 from lab.drawing.picture_files import PictureFiles
 from lab.drawing.studio import Sampling, Studio, run_node
 from lab.measures.scores import Scores, difference, estimate, measure
@@ -39,6 +40,7 @@ from nested_core.training.base_model import SUBJECT, Caption
 from nested_core.training.nested_attention import NestedSubjects
 
 STEPS = 2
+METHODS = catalogue().methods
 NESTED, DECOUPLED = Nested("nested", SHIPPED), Decoupled("decoupled", SHIPPED, strength=0.7)
 
 
@@ -143,7 +145,7 @@ def test_the_decoupled_patch_is_the_formula_on_conditional_rows(kinds) -> None:
 def test_decoupled_training_and_comfyui_predict_the_same(studio, encoder, weights) -> None:
     subject = held_out_subject(5, 0)
     (prompt, *_), kind = subject.prompts, subject.identity.kind
-    host = training.DecoupledHost(weights)
+    host = training.AblationHost(weights, ABLATIONS["decoupled"])
     tokens = studio.encode_subject(encoder, subject.photograph).tokens
     keys_values = {site.path: encoder.project(site, tokens[None]) for site in encoder.site_dims}
     text = host.encode_captions([Caption(prompt.caption([SUBJECT]), kind)], [])
@@ -272,8 +274,12 @@ def test_a_missing_ablation_without_the_trainers_tools_is_an_error(evaluation, m
 def test_every_method_has_an_encoder_that_can_be_had() -> None:
     encoders = {method.encoder for method in METHODS.values()}
     assert encoders == {None, SHIPPED, *ABLATIONS}
-    assert [one.name for one in methods.chosen(["shipped", "main"])] == ["none", "named", SHIPPED]
-    counts = [methods.identities_for(METHODS[name], 256) for name in ("named", "nested_4")]
+    assert [one.name for one in catalogue().chosen(["shipped", "main"])] == [
+        "none",
+        "named",
+        SHIPPED,
+    ]
+    counts = [identities_for(METHODS[name], 256) for name in ("named", "nested_4")]
     assert counts == [256, 64]
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     base = host.BaseModel()
-    tiny.randomise(base.unet, seed=1, gain=1.7)
+    tiny.randomise(base.denoiser, seed=1, gain=1.7)
     base.save(folder / models.BASE_FILE, torch.float16)
     # ComfyUI keeps text and image encoders in half precision, whatever the file has.
     vision = {name: each.half() for name, each in host.vision_model().state_dict().items()}
@@ -69,7 +69,7 @@ def _random_encoder(base: host.BaseModel) -> Encoder:
         resampler=ResamplerConfig(hidden, 32, 1, 8, 2, 5, models.TEXT_DIM, 2),
         value_norm=ValueNorm("per_head", 2.0),
     )
-    dims = {site: each.heads * each.dim_head for site, each in base.attentions().items()}
+    dims = base.site_dims()
     return Encoder(config, dims, name=ENCODER_NAME)
 
 

@@ -19,8 +19,9 @@ from tiny_world_weights import random_weights
 
 from lab import evaluate
 from lab.ablations import open_base
-from lab.drawing import evaluation, methods
+from lab.drawing import catalogue, evaluation
 from lab.measures.bleed import measure_group
+from lab.report import results, several
 from lab.subjects.groups import SETTINGS, group_prompt
 from lab.training import data
 
@@ -89,15 +90,18 @@ def test_the_evaluation_draws_by_every_method(tmp_path, monkeypatch):
     weights = random_weights(tmp_path)
     quickly = functools.partial(open_base.open_weights, steps=1)
     monkeypatch.setattr(evaluation, "open_weights", quickly)
-    chosen = [method for method in methods.OF_SEVERAL if method.name != "decoupled"]
-    monkeypatch.setattr(methods, "OF_SEVERAL", chosen)
+    known = catalogue.catalogue()
+    chosen = tuple(method for method in known.several if method.name != "decoupled")
+    fewer = replace(known, several=chosen)
+    for module in (results, several):
+        monkeypatch.setattr(module, "catalogue", lambda _: fewer)
     rows, page = tmp_path / "rows.json", tmp_path / "page.md"
     options = ["--methods", "none", "--identities", "1", "--steps", "2", "--several", "2"]
     options += ["--weights", str(weights), "--output", str(tmp_path / "out")]
     assert evaluate.main([*options, "--json", str(rows), "--report", str(page)]) == 0
-    several = [row for row in json.loads(rows.read_text()) if "several" in row["method"]]
-    assert len(several) == len(SETTINGS) * len(chosen)
-    assert all(np.isfinite(row["subject_psnr"]) and row["bleed"] >= 0.0 for row in several)
+    found = [row for row in json.loads(rows.read_text()) if "several" in row["method"]]
+    assert len(found) == len(SETTINGS) * len(chosen)
+    assert all(np.isfinite(row["subject_psnr"]) and row["bleed"] >= 0.0 for row in found)
     assert "## Several subjects" in page.read_text()
     assert (tmp_path / "page-several.png").is_file()
 

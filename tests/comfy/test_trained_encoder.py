@@ -23,8 +23,8 @@ import tiny_models
 
 from nested_core.training.__main__ import main
 from nested_core.training.base_model import TextConditions
-from nested_core.training.diffusers_model import DiffusersModel
 from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
+from nested_core.training.unet_model import UNetModel
 
 kv_cache = pack.module("nodes.bridge.model.kv_cache")
 plan = pack.module("nested_core.call.plan")
@@ -142,7 +142,7 @@ def _plain_site(site):
 
 
 def test_the_whole_unet_predicts_the_same_in_both_hosts(trained) -> None:
-    base_model = DiffusersModel(
+    base_model = UNetModel(
         tiny_models.tiny_pipeline(trained.family, TOKENIZER), tiny_models.tiny_image_encoder()
     )
     unet = trained.model.model.diffusion_model

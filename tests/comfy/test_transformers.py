@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN,
     PLAIN_TWO,
     TWO,
@@ -20,8 +19,10 @@ from bound_transformers import (
     sampled,
 )
 from dit_scene import shared_scene
+from each_family import EACH
 
 
+@pytest.mark.smoke
 @EACH
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_subject_equals_the_value_table(family, cfg):

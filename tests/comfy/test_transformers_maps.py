@@ -6,7 +6,6 @@ import pack
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN_TWO,
     TWO,
     apply,
@@ -17,6 +16,7 @@ from bound_transformers import (
     rows_of,
 )
 from dit_scene import NEGATIVE, shared_scene
+from each_family import EACH
 from joint_separation import JointSeparation
 from reference import positive_only
 
@@ -92,9 +92,11 @@ def test_maps_equal_the_attention_of_the_host(family):
     assert torch.equal(two.sampled(steps=1, batch=2, record={"preview": True}), plain)
     _, maps = two.expected(steps=1, batch=2)
     expected = {
-        (site, row % 2, two.naive.index(subject)): shown for site, row, subject, shown in maps
+        (site, row % 2 * scene.frames + frame, two.naive.index(subject)): shown[frame]
+        for site, row, subject, shown in maps
+        for frame in range(scene.frames)
     }
-    assert len(two.record.maps) == len(expected) == 2 * 2 * len(scene.sites)
+    assert len(two.record.maps) == len(expected) == 2 * 2 * len(scene.sites) * scene.frames
     for each in two.record.maps:
         known = expected[each.site.path, each.picture, ["<anna>", "<rex>"].index(each.token)]
         torch.testing.assert_close(each.attention.float(), known.float(), rtol=HALF, atol=1e-6)

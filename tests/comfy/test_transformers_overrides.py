@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from bound_transformers import (
-    EACH,
     PLAIN,
     TEXT,
     apply,
@@ -18,6 +17,7 @@ from bound_transformers import (
 )
 from comfy.patcher_extension import WrappersMP
 from dit_scene import FAMILIES, NEGATIVE, shared_scene
+from each_family import EACH
 from joint_value_table import JointValueTable
 from reference import positive_only
 

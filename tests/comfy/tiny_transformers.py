@@ -227,9 +227,26 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def model(family: str, seed: int = 1, **unet: Any) -> ModelPatcher:
-    """A MODEL of the family. `unet` replaces entries of its configuration."""
-    config = FAMILIES[family].config({**FAMILIES[family].unet, **unet, "dtype": torch.float32})
+def model(
+    family: str,
+    seed: int = 1,
+    config: type | None = None,
+    weights: torch.dtype = torch.float32,
+    operations: type | None = None,
+    **unet: Any,
+) -> ModelPatcher:
+    """A MODEL of the family. `unet` replaces entries of its configuration.
+
+    Args:
+        config: ComfyUI's class of a relative, which reads the same text encoder.
+        weights: what they are kept in; computed is in float32.
+        operations: another pack's layers.
+    """
+    own = FAMILIES[family]
+    made = (config or own.config)({**own.unet, **unet, "dtype": weights})
+    if weights != torch.float32:
+        made.set_inference_dtype(weights, torch.float32)
+    made.custom_operations = operations
     adapter = functools.partial(
         comfy.ldm.anima.model.LLMAdapter,
         source_dim=TEXT,
@@ -240,8 +257,8 @@ def model(family: str, seed: int = 1, **unet: Any) -> ModelPatcher:
     )
     # Anima's model leaves its adapter no size but the full one.
     with mock.patch.object(comfy.ldm.anima.model, "LLMAdapter", adapter):
-        base = config.get_model({}, device=CPU)
-    _randomise(base.diffusion_model, seed, _PERCEPTIBLE)
+        base = made.get_model({}, device=CPU)
+    randomise(base.diffusion_model, seed, _PERCEPTIBLE)
     return ModelPatcher(base, CPU, CPU)
 
 
@@ -257,11 +274,12 @@ def clip(family: str, seed: int = 2) -> comfy.sd.CLIP:
     # The eyes of Qwen2.5-VL have no small size; nothing here shows them a picture.
     with mock.patch.object(comfy.text_encoders.qwen_vl, "Qwen2VLVisionTransformer", nn.Identity):
         text_encoder = comfy.sd.CLIP(target, tokenizer_data=data, model_options=options)
-    _randomise(text_encoder.cond_stage_model, seed)
+    randomise(text_encoder.cond_stage_model, seed)
     return text_encoder
 
 
-def _randomise(root: nn.Module, seed: int, gain: float = 1.0) -> None:
+def randomise(root: nn.Module, seed: int, gain: float = 1.0) -> None:
+    """Draws all weights."""
     generator = torch.Generator().manual_seed(seed)
     stored = root.state_dict().keys()  # other buffers are computed, such as frequencies
     buffers = ((name, buffer) for name, buffer in root.named_buffers() if name in stored)

@@ -316,4 +316,4 @@ def test_nothing_that_serves_every_model_names_the_unets_family():
         for path in root.rglob("*.py")
         if path.parent.name != "families" and "families.unet" in path.read_text("utf-8")
     }
-    assert told == {str(Path("training", "diffusers_model.py"))}
+    assert told == {str(Path("training", "unet_model.py"))}

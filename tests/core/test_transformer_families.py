@@ -22,7 +22,7 @@ from nested_core.families.transformers import (
     TRANSFORMERS,
     WAN,
 )
-from nested_core.joint import log_sum_exp
+from nested_core.joint import attention_with_log_sum_exp, log_sum_exp
 
 PATHS = {
     "flux": ["double.0", "double.18", "single.0", "single.37"],
@@ -135,11 +135,28 @@ def test_what_older_files_do_not_say_is_left_out(encoder_config: EncoderConfig):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 9), (2, 1, 7, 9), (1, 3, 1, 9), None])
-def test_the_sum_over_all_keys_is_taken_in_runs(monkeypatch, shape):
-    monkeypatch.setattr("nested_core.joint._MAX_TABLE_ELEMENTS", 2 * 3 * 9 * 2)
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_the_sum_over_all_keys_is_the_softmax_s(monkeypatch, shape, wants_gradient):
+    monkeypatch.setattr("nested_core.joint._MAX_TABLE_ELEMENTS", 2 * 3 * 9 * 2)  # in runs
     generator = torch.Generator().manual_seed(1)
     query, key = (torch.randn(2, 3, each, 4, generator=generator) for each in (7, 9))
+    query.requires_grad_(wants_gradient)
     bias = None if shape is None else torch.randn(shape, generator=generator)
+    if bias is not None:
+        bias[..., 4] = -torch.inf  # padding
     logits = query @ key.mT / 2 + (0.0 if bias is None else bias)
     expected = logits.logsumexp(-1, keepdim=True)
-    torch.testing.assert_close(log_sum_exp(query, key, bias), expected)
+    found = log_sum_exp(query, key, bias)
+    torch.testing.assert_close(found, expected)
+    assert found.requires_grad == wants_gradient
+
+
+def test_one_kernel_gives_attention_and_the_sum():
+    query, key, value = (torch.randn(1, 2, each, 8, dtype=torch.bfloat16) for each in (5, 9, 9))
+    fused = attention_with_log_sum_exp(query, key, value)
+    assert fused is not None
+    out, found = fused
+    assert found.dtype == torch.float32
+    logits = query.float() @ key.float().mT * 8**-0.5
+    torch.testing.assert_close(found, logits.logsumexp(-1, keepdim=True), atol=1e-2, rtol=0)
+    torch.testing.assert_close(out.float(), logits.softmax(-1) @ value.float(), atol=3e-2, rtol=0)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,42 @@ def image_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vision")
     save_tiny_image_encoder(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def flow_base(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Generator[Callable[[str], Path], None, None]:
+    """The folder of a family's tiny transformer, saved when it is first asked for."""
+    from tiny_flow_models import tiny_flow_pipeline
+    from tiny_text_encoders import tokenizers_read_once
+
+    folders: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            tiny_flow_pipeline(family).save_pretrained(folders[family])
+        return folders[family]
+
+    with tokenizers_read_once():
+        yield of
+
+
+@pytest.fixture
+def run_settings(
+    tmp_path: Path, image_encoder_folder: Path, flow_base: Callable[[str], Path]
+) -> Callable[..., dict[str, Any]]:
+    """Settings of a run of two steps on a tiny transformer."""
+
+    def make(family: str, **changes: Any) -> dict[str, Any]:
+        data = tmp_path / "data"
+        if not data.exists():
+            write_examples(data)
+        folders = tmp_path / "run", flow_base(family), image_encoder_folder, data
+        return {**tiny_settings(*folders), "steps": 2, "weight_decay": 0.0, **changes}
+
+    return make
 
 
 @pytest.fixture

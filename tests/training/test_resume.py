@@ -27,7 +27,12 @@ def in_this_process(settings: dict, *arguments: str) -> Path:
     return Path(settings["output"])
 
 
-def in_processes_of_their_own(settings: dict, *launcher: str) -> subprocess.Popen:
+COMMAND = ("-m", "nested_core.training")
+
+
+def in_processes_of_their_own(
+    settings: dict, *launcher: str, command: tuple[str, ...] = COMMAND
+) -> subprocess.Popen:
     """`python -m nested_core.training`, on as many threads as this process uses."""
     environment = {
         **os.environ,
@@ -35,9 +40,9 @@ def in_processes_of_their_own(settings: dict, *launcher: str) -> subprocess.Pope
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    command = ["-m", "nested_core.training", "--config", str(write_settings(settings))]
-    command = [sys.executable, *launcher, *command]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    arguments = ("--config", str(write_settings(settings)))
+    whole = [sys.executable, *launcher, *command, *arguments]
+    return subprocess.Popen(whole, env=environment, start_new_session=True)
 
 
 def write_settings(settings: dict) -> Path:

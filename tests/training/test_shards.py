@@ -13,7 +13,7 @@ from test_folder import PLAIN, take, texts
 from tiny_models import write_picture
 
 pytest.importorskip("webdataset")
-from nested_core.training.data.batches import Data, Stripe
+from nested_core.training.data.batches import Data, Stripe, WholeData
 from nested_core.training.data.shards import ShardData, expand_shards
 from nested_core.training.errors import TrainingError
 
@@ -65,6 +65,27 @@ def test_an_epoch_has_every_readable_sample_once(shard_pattern) -> None:
     assert numbers[:19] != expected
     skipped = {name for batch in batches for name in batch.skipped}
     assert [name.rpartition("/")[2] for name in skipped] == ["007"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_in_the_shards_can_be_had_once(shard_pattern, workers) -> None:
+    data = shards(shard_pattern, workers)
+    assert isinstance(data, WholeData)
+    shares = [list(data.contents(Stripe(process, 2))) for process in (0, 1)]
+    numbers = [[int(caption.text.split()[1]) for caption, _ in share] for share in shares]
+    assert sorted(len(each) for each in numbers) == [9, 10]
+    assert sorted(numbers[0] + numbers[1]) == [number for number in range(20) if number != 7]
+    batch = next(data.batches(None, Stripe()))
+    pictures = {caption.text: pixels for share in shares for caption, pixels in share}
+    assert torch.equal(batch.pixels[0], pictures[batch.captions[0].text])
+
+
+def test_shards_that_have_changed_are_other_ones(shard_pattern, tmp_path) -> None:
+    before = shards(shard_pattern).fingerprint()
+    assert shards(shard_pattern).fingerprint() == before
+    with tarfile.open(tmp_path / "x-1.tar", "a") as tar:
+        _add(tar, "more.txt", b"more")
+    assert shards(shard_pattern).fingerprint() != before
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -54,11 +54,16 @@ def test_a_prompt_that_the_world_cannot_draw_is_refused_with_the_nearest(
     assert "\n  a photo in the beach, at the left <anna>" in text
 
 
-def test_missing_weights_are_named_with_the_remedy(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "model, remedy", [("unet", "--preset cpu --output"), ("joint", "--model joint")]
+)
+def test_missing_weights_are_named_with_the_remedy(monkeypatch, tmp_path, capsys, model, remedy):
     monkeypatch.setattr(demo, "WEIGHTS", tmp_path / "nowhere")
-    assert _run_demo(monkeypatch, base=tmp_path) == 1
+    assert _run_demo(monkeypatch, "--model", model, base=tmp_path) == 1
     text = capsys.readouterr().err
-    assert f"demo: {tmp_path / 'nowhere' / files.ENCODER_FILE}: there is no such file" in text
+    assert f"demo: {tmp_path / 'nowhere' / files.FILES[model].base}: there is no such file" in text
+    assert f" and {files.FILES[model].encoder} in " in text
+    assert remedy in text
     assert files.FOLDER_VARIABLE in text
 
 
@@ -128,14 +133,16 @@ def test_the_sheet_has_room_for_every_prompt(count):
 
 
 @pytest.mark.server
-def test_the_workflow_names_nodes_and_inputs_that_exist(server):
+@pytest.mark.parametrize("model", files.FILES)
+def test_the_workflow_names_nodes_and_inputs_that_exist(server, model):
     node_info = server.get("/object_info")
-    for entry in demo.load_workflow().values():
+    for entry in demo.load_workflow(model).values():
         inputs = node_info[entry["class_type"]]["input"]
         known = {name for group in inputs.values() for name in group}
         given = {name.partition(".")[0] for name in entry["inputs"]}
         assert given <= known
         assert set(inputs.get("required", {})) <= given
+        assert entry["inputs"].get("model_name") in (None, model)
         assert entry["_meta"]["title"]
 
 
@@ -148,6 +155,16 @@ def drawn(server, tmp_path_factory):
         arguments = ("--json", str(figures), "--output", str(picture))
         assert _run_demo(monkeypatch, *arguments, base=server.base, server=server.url) == 0
     return json.loads(figures.read_text()), picture
+
+
+@pytest.mark.server
+def test_a_transformer_keeps_the_subject_too(server, monkeypatch, tmp_path):
+    figures = tmp_path / "figures.json"
+    arguments = ("--model", "joint", "--json", str(figures), "--output", str(tmp_path / "a.png"))
+    arguments = (*arguments, "--prompt", demo.PROMPTS[0])
+    assert _run_demo(monkeypatch, *arguments, base=server.base, server=server.url) == 0
+    subject = json.loads(figures.read_text())["subject_psnr"]
+    assert subject["with"] - subject["without"] > LEAST_GAIN
 
 
 @pytest.mark.server

@@ -64,6 +64,30 @@ class TinyWorldLoadCheckpoint(io.ComfyNode):
         return io.NodeOutput(models.load_model(), models.load_clip(), models.load_vae())
 
 
+class TinyWorldLoadTransformer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        transformers = [name for name in models.FILES if name != models.UNET]
+        return io.Schema(
+            node_id="TinyWorld_LoadTransformer",
+            display_name="Load Tiny World Transformer",
+            category="tiny_world",
+            description="A transformer that knows what the tiny world's checkpoint knows: joint is a "
+            "small Flux, cross a small Wan, whose weights you have to train. Sample it with cfg 1 and "
+            "the scheduler 'simple'.",
+            inputs=[io.Combo.Input("model_name", options=transformers)],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            models.load_model(name=model_name),
+            models.load_clip(name=model_name),
+            models.load_vae(),
+        )
+
+
 class TinyWorldLoadClipVision(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -82,7 +106,7 @@ class TinyWorldLoadClipVision(io.ComfyNode):
 
 class TinyWorldExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TinyWorldLoadCheckpoint, TinyWorldLoadClipVision]
+        return [TinyWorldLoadCheckpoint, TinyWorldLoadTransformer, TinyWorldLoadClipVision]
 
 
 async def comfy_entrypoint() -> TinyWorldExtension:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -73,6 +73,22 @@ class Data(Protocol):
         ...
 
 
+@runtime_checkable
+class WholeData(Data, Protocol):
+    """Data of which everything can be had once, beforehand."""
+
+    def fingerprint(self) -> str:
+        """Another text where captions or training pictures may be others."""
+        ...
+
+    def contents(self, stripe: Stripe) -> Generator[tuple[Caption, Tensor], None, None]:
+        """Caption and training picture of each example that can be read, in this process's share."""
+        ...
+
+
+Content = tuple[Caption, Tensor]
+
+
 def collate(samples: Sequence[tuple[Example, Mapping[str, str]]]) -> Batch:
     """Samples as one batch."""
     examples = [example for example, _ in samples]
@@ -103,6 +119,18 @@ def batch_or_failure(make: Callable[[], Batch]) -> Batch | TrainingError:
         return make()
     except NestedAttentionError as error:
         return TrainingError(str(error))
+
+
+def read_contents(
+    dataset: Any, workers: int, sampler: Iterable[Any] | None = None
+) -> Generator[Content, None, None]:
+    """The same for datasets that give contents; None, for what cannot be read, is left out."""
+    with closing(
+        cast("Generator[Any, None, None]", read_batches(dataset, workers, sampler))
+    ) as found:
+        for content in found:
+            if content is not None:
+                yield content
 
 
 def read_batches(

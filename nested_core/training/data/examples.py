@@ -159,7 +159,7 @@ def make_example(record: Record, read: ReadFile, preparation: Preparation, seed:
     caption = preparation.caption(record)
     is_itself = reference == record.image
     return Example(
-        pixels=_tensor(square) * 2.0 - 1.0,
+        pixels=_pixels(square),
         reference_pixels=_reference_pixels(
             reference,
             picture if is_itself else _decode(reference, read, "RGB"),
@@ -172,6 +172,23 @@ def make_example(record: Record, read: ReadFile, preparation: Preparation, seed:
         size=size,
         seed=seed_of("noise", seed),
     )
+
+
+def training_picture(
+    record: Record, read: ReadFile, preparation: Preparation
+) -> Float[Tensor, "3 height width"]:
+    """An example's picture alone, as it is in each of its samples.
+
+    Raises:
+        UnreadableError: the file is missing or is no picture.
+    """
+    square, _ = _training_square(_decode(record.image, read, "RGB"), preparation.resolution)
+    return _pixels(square)
+
+
+def _pixels(square: Image.Image) -> Tensor:
+    """A training picture in [-1, 1]."""
+    return _tensor(square) * 2.0 - 1.0
 
 
 def draw_dropout(uniform: float, shares: Preparation) -> tuple[bool, bool]:

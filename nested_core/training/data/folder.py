@@ -8,7 +8,7 @@ n is the run that never stopped, and two processes see what one with the same gl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +22,13 @@ from ..base_model import Caption
 from ..errors import TrainingError
 from .batches import (
     Batch,
+    Content,
     Stripe,
     batch_or_failure,
     collate,
     position_entry,
     read_batches,
+    read_contents,
 )
 from .examples import (
     MAX_UNREADABLE,
@@ -37,6 +39,7 @@ from .examples import (
     make_example,
     record_from,
     seed_of,
+    training_picture,
 )
 
 METADATA = "metadata.jsonl"
@@ -93,7 +96,7 @@ class FolderData:
             record = self.records[index]
             try:
                 seed = seed_of("example", self.seed, slot)
-                return make_example(record, self._read, self.preparation, seed), skipped
+                return make_example(record, self.read, self.preparation, seed), skipped
             except UnreadableError as error:
                 skipped[error.name] = error.reason
             index = seed_of("instead", self.seed, slot, attempt) % len(self.records)
@@ -103,8 +106,45 @@ class FolderData:
             f"Check that {METADATA} names pictures relative to this folder."
         )
 
-    def _read(self, name: str) -> bytes:
+    def fingerprint(self) -> str:
+        """See `WholeData`: all files' sizes and times."""
+        files = [
+            (record.image, record.text, self.preparation.caption(record).noun, self._state(record))
+            for record in self.records
+        ]
+        return json.dumps([self.preparation.resolution, files])
+
+    def _state(self, record: Record) -> tuple[int, int] | None:
+        try:
+            stat = (self.folder / record.image).stat()
+        except OSError:
+            return None
+        return stat.st_size, stat.st_mtime_ns
+
+    def contents(self, stripe: Stripe) -> Generator[Content, None, None]:
+        """See `WholeData`."""
+        mine = range(stripe.process, len(self.records), stripe.num_processes)
+        yield from read_contents(_Contents(self), self.workers, mine)
+
+    def read(self, name: str) -> bytes:
+        """A file of the folder."""
         return (self.folder / name).read_bytes()
+
+
+@dataclass(frozen=True, eq=False)
+class _Contents:
+    """Contents by the number of their record, as torch's data loader asks for them."""
+
+    data: FolderData
+
+    def __getitem__(self, number: int) -> Content | None:
+        record, preparation = self.data.records[number], self.data.preparation
+        try:
+            return preparation.caption(record), training_picture(
+                record, self.data.read, preparation
+            )
+        except UnreadableError:
+            return None
 
 
 @lru_cache(maxsize=1)

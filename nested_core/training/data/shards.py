@@ -18,10 +18,11 @@ import json
 import logging
 import random
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import webdataset
@@ -35,11 +36,13 @@ from ..files import short_repr
 from .batches import (
     POSITION,
     Batch,
+    Content,
     Stripe,
     batch_or_failure,
     collate,
     position_entry,
     read_batches,
+    read_contents,
 )
 from .examples import (
     MAX_UNREADABLE,
@@ -50,6 +53,7 @@ from .examples import (
     make_example,
     record_from,
     seed_of,
+    training_picture,
 )
 
 _PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -121,6 +125,16 @@ class ShardData:
             for reader, position in cast("dict[str, Any]", positions).items()
         }
 
+    def fingerprint(self) -> str:
+        """See `WholeData`: local shards' sizes and times. Others are taken to stay what they are."""
+        stats = [Path(shard).stat() if Path(shard).is_file() else None for shard in self.shards]
+        states = [None if stat is None else (stat.st_size, stat.st_mtime_ns) for stat in stats]
+        return json.dumps([self.preparation.resolution, self.preparation.noun, self.shards, states])
+
+    def contents(self, stripe: Stripe) -> Generator[Content, None, None]:
+        """See `WholeData`."""
+        yield from read_contents(_ShardContents(self, stripe), self.workers)
+
     def some_captions(self, count: int) -> Sequence[Caption]:
         samples = islice(_samples(self.shards), count)
         return [self.preparation.caption(_record(sample)) for sample in samples]
@@ -150,6 +164,26 @@ class _ShardDataset(IterableDataset[Batch | TrainingError]):
 
         while True:
             yield batch_or_failure(next_batch)
+
+
+class _ShardContents(IterableDataset[Content]):
+    """Runs in each worker, on the shards that are its share."""
+
+    def __init__(self, data: ShardData, stripe: Stripe) -> None:
+        self.data, self.stripe = data, stripe
+
+    def __iter__(self) -> Iterator[Content]:
+        worker = get_worker_info()
+        readers, reader = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        number = self.stripe.process * readers + reader
+        preparation = self.data.preparation
+        for sample in _samples(self.data.shards[number :: self.stripe.num_processes * readers]):
+            try:
+                record = _record(sample)
+                pixels = training_picture(record, lambda name, s=sample: s[name], preparation)
+                yield preparation.caption(record), pixels
+            except (UnreadableError, TrainingError):
+                continue
 
 
 class _ReaderStream:

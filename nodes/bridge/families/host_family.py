@@ -49,6 +49,7 @@ class HostFamily(Protocol):
         base_model: Any,
         x: Tensor,
         options: Mapping[str, Any],
+        conditions: Mapping[str, Any],
         plan: CallPlan,
         say: Callable[..., None],
         reached: set[Site],
@@ -59,6 +60,7 @@ class HostFamily(Protocol):
         Args:
             x: the latent, `[rows, channels, (frames,) height, width]`.
             options: ComfyUI's, with nothing of ours in them.
+            conditions: what else the model is called with, by name.
         """
         ...
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import comfy.cli_args
 import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def host_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
 
     Without transformer options: a foreign override of the model's attentions is not meant for ours.
     """
-    return _backend(bias)(
+    return _backend(query.device.type, bias)(
         query,
         key,
         value,
@@ -115,10 +116,39 @@ def host_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
     )
 
 
-def _backend(bias: Tensor | None) -> Callable[..., Tensor]:
+def computes_as_pytorch(function: Callable[..., Tensor], query: Tensor) -> bool:
+    """Whether PyTorch's attention may stand in for a function of ComfyUI's: equal up to rounding.
+
+    That is so on the CPU, for ComfyUI's own call of it and for what it falls back to there. On a GPU
+    PyTorch has kernels that differ by more.
+    """
+    attention = comfy.ldm.modules.attention
+    if query.device.type != "cpu" or query.dtype != torch.float32:
+        return False
+    known: list[Callable[..., Tensor]] = [attention.attention_pytorch]
+    if _falls_back():
+        known.append(attention.attention_sub_quad)
+    return _unwrapped(function) in [_unwrapped(each) for each in known]
+
+
+def _unwrapped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return getattr(function, "__wrapped__", function)
+
+
+def _falls_back() -> bool:
+    """Whether ComfyUI has taken the sub-quadratic attention because the user named nothing else."""
+    attention, args = comfy.ldm.modules.attention, comfy.cli_args.args
+    is_named = args.use_split_cross_attention or args.use_quad_cross_attention
+    return attention.optimized_attention is attention.attention_sub_quad and not is_named
+
+
+def _backend(device: str, bias: Tensor | None) -> Callable[..., Tensor]:
     attention = comfy.ldm.modules.attention
     chosen = attention.optimized_attention
     if bias is not None and chosen is attention.attention_flash:
         # It takes no bias: it would warn at every call, and compute the same as this.
+        return attention.attention_pytorch
+    if device == "cpu" and _falls_back():
+        # The fallback takes up to three times as long there as PyTorch's kernel.
         return attention.attention_pytorch
     return chosen

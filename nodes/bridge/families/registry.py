@@ -46,6 +46,10 @@ def site_dims(model: ModelPatcher) -> dict[Any, int]:
 
 def check_encoder_fits(encoder: Encoder, host: HostFamily, dims: dict[Any, int]) -> None:
     """Raises HostError unless the encoder's sites are exactly the model's, with the same widths."""
+    if encoder.family is not host.family:  # whose sites may have the same names
+        found = f"is for models of the family '{encoder.family.name}'"
+        expected = f"is of '{host.family.name}' ({host.label})"
+        raise _does_not_fit(encoder, found, expected)
     if encoder.site_dims == dims:
         return
     if encoder.site_dims.keys() != dims.keys():
@@ -62,10 +66,14 @@ def check_encoder_fits(encoder: Encoder, host: HostFamily, dims: dict[Any, int])
         found, expected = (
             f"width {sites[site]} at site {site.text}" for sites in (encoder.site_dims, dims)
         )
-    raise HostError(
-        f"Apply Nested Attention: encoder '{encoder.name}' (made for '{encoder.config.base}') has "
-        f"{found}, but this MODEL has {expected}. Connect the kind of checkpoint that the encoder "
-        "was trained for, or load an encoder for this one."
+    raise _does_not_fit(encoder, f"has {found}", f"has {expected}")
+
+
+def _does_not_fit(encoder: Encoder, found: str, expected: str) -> HostError:
+    return HostError(
+        f"Apply Nested Attention: encoder '{encoder.name}' (made for '{encoder.config.base}') {found}, "
+        f"but this MODEL {expected}. Connect the kind of checkpoint that the encoder was trained for, "
+        "or load an encoder for this one."
     )
 
 

@@ -15,7 +15,7 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
-from comfy.ldm.wan.model import WanModel
+from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel
 from torch import Tensor
 
 from ....nested_core.call.plan import CallPlan
@@ -24,12 +24,68 @@ from ....nested_core.families import transformers as core
 from ....nested_core.families.block_sites import BlockSite
 from ....nested_core.families.family import Grid
 from ....nested_core.sites import Site
-from .transformer_call import TransformerCall, put_up, put_up_compiled, take_down
+from .transformer_call import TransformerCall
+from .transformer_patches import put_up, put_up_compiled, take_down
 
 
 def original(module: Any) -> Any:
     """The module itself, whoever compiled it."""
     return getattr(module, "_orig_mod", module)
+
+
+# (model, conditions, number of text tokens, of pixels) -> where the text begins among the keys, how many
+# keys there are before the pictures', and where the picture begins among the queries.
+Places = Callable[[Any, Mapping[str, Any], int, int], tuple[int, int, int]]
+
+
+def _text_first(
+    model: Any, conditions: Mapping[str, Any], num_text: int, num_pixels: int
+) -> tuple[int, int, int]:
+    """Text, picture, and then reference pictures."""
+    return 0, num_text, num_text
+
+
+def _lumina_places(
+    model: Any, conditions: Mapping[str, Any], num_text: int, num_pixels: int
+) -> tuple[int, int, int]:
+    """Z-Image fills up each part to a multiple. With reference pictures, their texts come before the
+    prompt and they before the picture."""
+    multiple = getattr(model, "pad_tokens_multiple", None) or 1
+
+    def filled(number: int) -> int:
+        return -(-number // multiple) * multiple
+
+    pictures = conditions.get("ref_latents") or ()
+    if not pictures:
+        return 0, filled(num_text), filled(num_text)
+    texts = [each.shape[1] for each in conditions.get("ref_contexts") or ()]
+    texts += [1] * (len(pictures) - len(texts))  # a picture without a text has padding alone
+    before = sum(map(filled, texts[: len(pictures)]))
+    return before, sum(map(filled, texts)) + filled(num_text), -filled(num_pixels)
+
+
+def _wan_places(
+    model: Any, conditions: Mapping[str, Any], num_text: int, num_pixels: int
+) -> tuple[int, int, int]:
+    """Text and pixels apart; some models put a reference picture before the video."""
+    picture = conditions.get("reference_latent")
+    if getattr(model, "ref_conv", None) is None or picture is None:
+        return 0, 0, 0
+    height, width = (
+        size // step for size, step in zip(picture.shape[-2:], model.patch_size[-2:], strict=True)
+    )
+    return 0, 0, height * width
+
+
+def _apart(
+    model: Any, conditions: Mapping[str, Any], num_text: int, num_pixels: int
+) -> tuple[int, int, int]:
+    """Text and pixels apart."""
+    return 0, 0, 0
+
+
+def _cross_layers(blocks: Mapping[BlockSite, Any]) -> Iterator[Any]:
+    return (getattr(each, "cross_attn", None) for each in blocks.values())
 
 
 @dataclass(frozen=True)
@@ -47,6 +103,7 @@ class TransformerHost:
         tokenizers: see `HostFamily`.
         not_configs: kinds of ComfyUI's `model_config` that share the class and are not of the family.
         says_block: whether blocks say in the options which one is running.
+        places: see `Places`.
     """
 
     family: core.TransformerFamily
@@ -59,6 +116,7 @@ class TransformerHost:
     norms_heads: bool = True
     not_configs: tuple[type, ...] = ()
     says_block: bool = True
+    places: Places = _text_first
 
     def fits(self, base_model: Any) -> bool:
         """Whether a model of ComfyUI is of this family."""
@@ -88,6 +146,7 @@ class TransformerHost:
         base_model: Any,
         x: Tensor,
         options: Mapping[str, Any],
+        conditions: Mapping[str, Any],
         plan: CallPlan,
         say: Callable[..., None],
         reached: set[Site],
@@ -97,8 +156,10 @@ class TransformerHost:
         model = original(base_model.diffusion_model)
         blocks = self.blocks_of(model)
         frames = x.shape[2] if x.ndim == 5 else 1
-        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]))
-        multiple = getattr(model, "pad_tokens_multiple", None) or 1
+        (grid,) = self.family.grids(Grid(frames, x.shape[-2], x.shape[-1]), _patch_of(model))
+        before, num_text, first_pixel = self.places(
+            model, conditions, plan.num_text_tokens, grid.num_pixels
+        )
         return TransformerCall(
             plan,
             say,
@@ -106,8 +167,13 @@ class TransformerHost:
             watch,
             family=self.family,
             grid=grid,
-            num_text_keys=-(-plan.num_text_tokens // multiple) * multiple,
+            first_text_key=before,
+            num_text_keys=num_text,
+            first_pixel=first_pixel,
             num_blocks=len(blocks),
+            # Blocks with keys for a picture of their own ask for that before the text.
+            calls_before_text=1 + any(hasattr(each, "k_img") for each in _cross_layers(blocks)),
+            repeats=not hasattr(model, "vace_blocks"),
             key_norms={site: partial(self._normed, block) for site, block in blocks.items()},
         )
 
@@ -130,6 +196,12 @@ class TransformerHost:
     def take_down(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See `HostFamily`."""
         return take_down(options)
+
+
+def _patch_of(model: Any) -> int:
+    """Side of a patch in latent cells, under whichever name the model has it; a video's may be three."""
+    size = getattr(model, "patch_spatial", None) or model.patch_size
+    return int(size[-1] if isinstance(size, tuple | list) else size)
 
 
 def _flux_norm(block: Any) -> Any:
@@ -182,6 +254,7 @@ TRANSFORMERS = (
         width=lambda block: block.attention.n_local_kv_heads * block.attention.head_dim,
         key_norm=lambda block: block.attention.k_norm,
         tokenizers=_sets(gemma2_2b="Lumina 2", qwen3_4b="Z-Image"),
+        places=_lumina_places,
     ),
     TransformerHost(
         core.COSMOS_PREDICT2,
@@ -191,15 +264,17 @@ TRANSFORMERS = (
         width=lambda block: block.cross_attn.n_heads * block.cross_attn.head_dim,
         key_norm=lambda block: block.cross_attn.k_norm,
         tokenizers=_sets(t5xxl="Cosmos-Predict2", qwen3_06b__t5xxl="Anima"),
+        places=_apart,
     ),
     TransformerHost(
         core.WAN,
         "Wan 2.1 and 2.2",
-        (WanModel,),
+        (WanModel, VaceWanModel, CameraWanModel),
         {"b": "blocks"},
         width=lambda block: block.cross_attn.dim,
         key_norm=lambda block: block.cross_attn.norm_k,
         norms_heads=False,
         tokenizers=_sets(umt5xxl="Wan"),
+        places=_wan_places,
     ),
 )

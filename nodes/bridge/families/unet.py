@@ -59,6 +59,7 @@ class UNetHost:
         base_model: Any,
         x: Tensor,
         options: Mapping[str, Any],
+        conditions: Mapping[str, Any],
         plan: CallPlan,
         say: Callable[..., None],
         reached: set[Site],

@@ -21,6 +21,7 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
+from ....nested_core.attention import merge_heads
 from ....nested_core.families.unet_sites import AttentionSite
 from .model_call import CALL_KEY, Standing, current_call
 from .unet_site_call import Asked, Patch, SiteCall, patch_at
@@ -74,7 +75,7 @@ def _add(call: SiteCall, output: Tensor, options: Any) -> Tensor:
         return output
     output = output.clone()
     for rows, delta in deltas:
-        delta = delta.to(output.dtype)
+        delta = merge_heads(delta).to(output.dtype)
         # The projection's bias is in the layer's output already.
         output[rows] += layer.to_out(delta) - layer.to_out(torch.zeros_like(delta[:, :1]))
     return output

@@ -69,7 +69,7 @@ class SiteCall(ModelCall):
             return base
         out = base.clone()  # a foreign patch may have returned a tensor that it still uses
         for rows, delta in deltas:
-            out[rows] += delta.to(out.dtype)
+            split_heads(out, delta.shape[1])[rows] += delta.to(out.dtype)
         return out
 
     def deltas(self, asked: Asked) -> list[tuple[Rows, Tensor]]:

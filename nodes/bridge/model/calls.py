@@ -94,7 +94,7 @@ class ModelCalls:
         context = conditions.get("c_crossattn")
         arrival = self._planning.arrival(sampling, latent, context, facts_in(conditions))
         call = self._planning.call(
-            base_model, latent, arguments["timestep"], arrival, options, sampling
+            base_model, latent, arguments["timestep"], arrival, options, conditions, sampling
         )
         if not is_bound(arrival):
             options.pop(SAMPLING_KEY, None)
@@ -130,7 +130,7 @@ class ModelCalls:
             compiled = is_compiled(base_model, options)
             if not compiled and not is_bound(arrival):
                 return run(options)
-            call = self._planning.call(base_model, x, t, arrival, options, sampling)
+            call = self._planning.call(base_model, x, t, arrival, options, conditions, sampling)
             if compiled:
                 with traced_apart():
                     return _run(call, partial(run, self._host.put_up_compiled(options, call)))
@@ -175,7 +175,7 @@ class ModelCalls:
         options = self._take_down(_options_in(args, kwargs))
         with resting(planned.call):
             call = self._planning.call(
-                planned.base_model, x, planned.noise_level, arrival, options, sampling
+                planned.base_model, x, planned.noise_level, arrival, options, kwargs, sampling
             )
             args, kwargs = _with_options(args, kwargs, self._host.put_up(options, call))
             return _run(call, partial(run, *args, **kwargs))

@@ -48,7 +48,7 @@ class Planning:
     ) -> tuple[Conditionings, Sent]:
         """Conditionings with a slot map each, so that they can still be batched, and what they say."""
         frame = Frame.of_call(latent, told_window(model_options), sampling.pictures)
-        masks = self._rules.masks
+        masks = sampling.masks_of_frames(self._rules.masks)
         unbound, prompts = count(-1, -1), list[SentPrompt]()
 
         def mapped(each: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +101,14 @@ class Planning:
         t: Tensor,
         arrival: Arrival | None,
         options: Mapping[str, Any],
+        conditions: Mapping[str, Any],
         sampling: Sampling,
     ) -> ModelCall:
-        """The plan of one call; without rows that a subject acts in, nothing is planned."""
+        """The plan of one call; without rows that a subject acts in, nothing is planned.
+
+        Args:
+            conditions: what else the model is called with, by name.
+        """
         plan, watch = CallPlan(), None
         if arrival is not None and is_bound(arrival):
             moment = self._moment(sampling, t, options, base_model.model_sampling)
@@ -116,7 +121,7 @@ class Planning:
                 inside = self._host.functions(base_model.diffusion_model)
                 sampling.surroundings.update(names_around(base_model, inside, options))
         say, reached = sampling.notices.say, sampling.reached
-        return self._host.call(base_model, x, options, plan, say, reached, watch)
+        return self._host.call(base_model, x, options, conditions, plan, say, reached, watch)
 
     def _moment(
         self, sampling: Sampling, t: Tensor, options: Mapping[str, Any], model_sampling: Any

@@ -145,9 +145,20 @@ class Recording:
         self.recorder.output.publish(self.record, latents)
 
     def add(
-        self, shown: Sequence[Seen], places: Sequence[Place], step: int, num_steps: int
+        self,
+        shown: Sequence[Seen],
+        places: Sequence[Place],
+        step: int,
+        num_steps: int,
+        frames: Sequence[int] = (0,),
+        num_frames: int = 1,
     ) -> None:
-        """Keeps what one call of the UNet has shown; maps leave the device in one go per grid."""
+        """Keeps what one call of the UNet has shown; maps leave the device in one go per grid.
+
+        Args:
+            frames: which frames of a video the latent has, of so many.
+        """
+        self.record.num_frames = num_frames
         if not self.record.plan.wants_step(step, num_steps):
             return
         chosen = [each for each in shown if each.sighting.site in self.recorder.sites]
@@ -161,22 +172,24 @@ class Recording:
                     places_of_token = [
                         n for n, each in enumerate(sighting.bindings) if each.token == token
                     ]
-                    pictures = values[row_index] if values else ()
-                    self.record.add(
-                        SiteMap(
-                            step=step,
-                            num_steps=num_steps,
-                            site=sighting.site,
-                            picture=places[row].picture,
-                            token=token,
-                            attention=_in_whole(
-                                seen[row_index, places_of_token].sum(0), places[row]
-                            ).half(),
-                            values=pictures[places_of_token[0]]
-                            if pictures and wants_values
-                            else None,
+                    pictures = values[row_index] if values and wants_values else ()
+                    of_frames = seen[row_index, places_of_token].sum(0)
+                    numbers = frames[frames.index(places[row].first_frame) :]
+                    for nth, (frame, attention) in enumerate(zip(numbers, of_frames, strict=False)):
+                        self.record.add(
+                            SiteMap(
+                                step=step,
+                                num_steps=num_steps,
+                                site=sighting.site,
+                                picture=places[row].picture * num_frames + frame,
+                                token=token,
+                                attention=_in_whole(attention, places[row]).half(),
+                                # They were looked at in the first frame alone.
+                                values=pictures[places_of_token[0]]
+                                if pictures and not nth
+                                else None,
+                            )
                         )
-                    )
 
     def with_preview(self, callback: Callable[..., None] | None) -> Callable[..., None] | None:
         """The sampler's callback, and after it the maps of its step in ComfyUI's preview."""

@@ -19,6 +19,7 @@ from ....nested_core.call.evidence import SubjectMaps
 from ....nested_core.call.places import Place
 from ....nested_core.call.sighting import Sighting
 from ....nested_core.maps import ValuePicture, value_picture
+from ....nested_core.region import of_frames
 from ....nested_core.sites import Site
 from ..notices import Notices
 from .recording import Recorder, Seen, any_values
@@ -84,6 +85,7 @@ class Sampling:
         self._step = 0
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._kept: list[Any] = []
+        self._masks: tuple[int, tuple[Tensor, ...]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sampling:
         return self  # packs copy options with all that is in them; a sampling has one state
@@ -118,6 +120,26 @@ class Sampling:
 
         return over
 
+    @property
+    def num_frames(self) -> int:
+        """Of a whole video; 1 for pictures."""
+        return (
+            self.pictures.shape[2] if self.pictures is not None and self.pictures.ndim == 5 else 1
+        )
+
+    @property
+    def _frames(self) -> tuple[int, ...]:
+        """The frames that are run just now."""
+        frames = None if self.sent is None else self.sent.frame.frames
+        return tuple(range(self.num_frames)) if frames is None else frames
+
+    def masks_of_frames(self, masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Masks as latents of this sampling have them, worked out once."""
+        if self._masks is None or self._masks[0] != self.num_frames:
+            in_frames = tuple(of_frames(each, self.num_frames) for each in masks)
+            self._masks = (self.num_frames, in_frames)
+        return self._masks[1]
+
     def watch(self, noise_level: float | None, places: Sequence[Place] | None) -> CallWatch:
         """What looks on during one call of the UNet.
 
@@ -145,7 +167,7 @@ class Sampling:
         if self.maps is not None:
             self.maps.learn([each.sighting for each in shown], places)
         for each in self.recordings:
-            each.add(shown, places, step, self.num_steps)
+            each.add(shown, places, step, self.num_steps, self._frames, self.num_frames)
 
     def count(self, binding_id: int, rows: Iterable[Hashable], attention: Tensor) -> None:
         """Takes in where one binding acted in a call, and how much."""
@@ -188,7 +210,7 @@ class CallWatch:
         self._shown.append(Seen(sighting, values))
 
     def _count(self, sighting: Sighting) -> None:
-        means = sighting.seen.mean(dim=(0, 2, 3)).unbind()
+        means = sighting.seen.mean(dim=(0, 2, 3, 4)).unbind()
         for binding, mean in zip(sighting.bindings, means, strict=True):
             self._attention.setdefault(binding.id, []).append(mean)
             rows = self._rows.setdefault(binding.id, set())

@@ -133,6 +133,17 @@ _doubled: WeakKeyDictionary[comfy.conds.CONDRegular, Tensor | None] = WeakKeyDic
 _told: WeakKeyDictionary[SlotMap, Any] = WeakKeyDictionary()
 
 
+def _box(area: Sequence[int]) -> tuple[int, ...]:
+    """Height, width, top and left of ComfyUI's area: its sizes, and where it begins."""
+    dims = len(area) // 2
+    return (*area[dims - 2 : dims], *area[-2:])
+
+
+def _frames_of(area: Sequence[int]) -> tuple[int, int | None]:
+    """The first frame of a video's area, and the one behind its last."""
+    return (area[3], area[3] + area[0]) if len(area) == 6 else (0, None)
+
+
 class _OfFrame(comfy.conds.CONDRegular):
     """Measured in cells of a frame, the part of the pictures that this call draws."""
 
@@ -145,7 +156,7 @@ class _OfFrame(comfy.conds.CONDRegular):
 
 
 class RegionMaps(_OfFrame, comfy.conds.CONDList):
-    """The masks of all masked bindings, each `[pictures, 1, height, width]` in image coordinates.
+    """The masks of all masked bindings, each `[pictures, 1 or frames, height, width]` in image coordinates.
 
     With an area they are cropped as ComfyUI crops `CONDNoiseShape`: only the crop's shape is
     visible inside the model.
@@ -154,13 +165,14 @@ class RegionMaps(_OfFrame, comfy.conds.CONDList):
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> RegionMaps:
         masks = [self.frame.of_masks(mask, batch_size) for mask in self.cond]
         if area is not None:
-            size = (self.frame.height, self.frame.width)
-            masks = [cropped(mask, size, area[:4]) for mask in masks]
+            size, (first, stop) = (self.frame.height, self.frame.width), _frames_of(area)
+            masks = [cropped(mask, size, _box(area)) for mask in masks]
+            masks = [mask[:, first:stop] if mask.shape[1] > 1 else mask for mask in masks]
         return RegionMaps(masks, self.frame)
 
 
 class PlaceMap(_OfFrame):
-    """The `Place` of each row, int32 `[rows, 9]` on the CPU.
+    """The `Place` of each row, int32 `[rows, 10]` on the CPU.
 
     Inside the model nothing else tells which row is part of which picture and prompt.
     """
@@ -168,8 +180,9 @@ class PlaceMap(_OfFrame):
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **_: Any) -> PlaceMap:
         frame, number = self.frame, int(self.cond[0, 0])
         if batch_size == frame.num_rows:
-            box = (frame.height, frame.width, 0, 0) if area is None else area[:4]
-            rows = [frame.place(number, row, box) for row in range(batch_size)]
+            box = (frame.height, frame.width, 0, 0) if area is None else _box(area)
+            first = 0 if area is None else _frames_of(area)[0]
+            rows = [frame.place(number, row, box, first) for row in range(batch_size)]
         else:  # another pack took some pictures out of the batch, and nobody here knows which
             rows = [Place.unknown(number)] * batch_size
         return PlaceMap(Place.table(rows), frame)
@@ -216,7 +229,8 @@ def with_slots(
     if context is None:
         return conditioning
     slots = model_conds.get(SLOTS_KEY)
-    fits = None if slots is None or _is_zeroed(context) else slots.fitted(context)
+    is_zeroed = _is_zeroed(context, conditioning.get("cross_attn"))
+    fits = None if slots is None or is_zeroed else slots.fitted(context)
     added: dict[str, Any] = {
         SLOTS_KEY: fits or CallSlots(torch.zeros(1, context.cond.shape[1], 1, dtype=torch.int32)),
         # Before any batch is known: one row that says whose it is.
@@ -230,8 +244,13 @@ def with_slots(
 _zeroed: WeakKeyDictionary[comfy.conds.CONDRegular, bool] = WeakKeyDictionary()
 
 
-def _is_zeroed(context: comfy.conds.CONDRegular) -> bool:
-    """Whether ConditioningZeroOut emptied the prompt; it leaves the map behind."""
+def _is_zeroed(context: comfy.conds.CONDRegular, encoded: object) -> bool:
+    """Whether ConditioningZeroOut emptied the prompt; it leaves the map behind.
+
+    Args:
+        encoded: the text as it was, which some models write anew before they sample.
+    """
     if context not in _zeroed:
-        _zeroed[context] = not bool(context.cond.any())
+        texts = (each for each in (context.cond, encoded) if isinstance(each, Tensor))
+        _zeroed[context] = not all(bool(each.any()) for each in texts)
     return _zeroed[context]

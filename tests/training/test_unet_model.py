@@ -12,16 +12,17 @@ from nested_core.attention import ValueNorm
 from nested_core.errors import HostError
 from nested_core.families.unet_sites import describe_sites
 from nested_core.training.base_model import Caption, PictureSize
-from nested_core.training.diffusers_model import DiffusersModel, find_sites, read_schedule
 from nested_core.training.errors import TrainingError
 from nested_core.training.nested_attention import CrossAttentionProcessor, NestedSubjects
+from nested_core.training.noise_schedule import read_schedule
+from nested_core.training.unet_model import UNetModel, find_sites
 
 SIZE = PictureSize(90, 120, 3, 5, 64, 64)
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
-def base_model(request, tokenizer_folder) -> DiffusersModel:
-    return DiffusersModel(tiny_pipeline(request.param, tokenizer_folder), tiny_image_encoder())
+def base_model(request, tokenizer_folder) -> UNetModel:
+    return UNetModel(tiny_pipeline(request.param, tokenizer_folder), tiny_image_encoder())
 
 
 def pipeline_of(base_model, tokenizer_folder):
@@ -66,14 +67,14 @@ def test_captions_are_encoded_as_the_pipelines_do(base_model, tokenizer_folder) 
     ],
 )
 def test_the_nouns_last_token_is_found(tokenizer_folder, text, noun, position) -> None:
-    base_model = DiffusersModel(tiny_pipeline("sd15", tokenizer_folder), tiny_image_encoder())
+    base_model = UNetModel(tiny_pipeline("sd15", tokenizer_folder), tiny_image_encoder())
     assert base_model.encode_captions([Caption(text, noun)], [SIZE]).positions.tolist() == [
         position
     ]
 
 
 def test_a_noun_out_of_reach_leaves_the_noun_alone(tokenizer_folder, caplog) -> None:
-    base_model = DiffusersModel(tiny_pipeline("sd15", tokenizer_folder), tiny_image_encoder())
+    base_model = UNetModel(tiny_pipeline("sd15", tokenizer_folder), tiny_image_encoder())
     far = Caption("very " * 80 + "old {subject}", "person")
     text = base_model.encode_captions([far, Caption("{subject}", "person")], [SIZE, SIZE])
     assert text.positions.tolist() == [1, 1]
@@ -171,4 +172,4 @@ def test_flow_matching_is_seen() -> None:
 def test_another_prediction_is_refused(tokenizer_folder) -> None:
     pipeline = tiny_pipeline("sd15", tokenizer_folder, prediction_type="sample")
     with pytest.raises(TrainingError, match="predicts 'sample', expected epsilon"):
-        DiffusersModel(pipeline, None)
+        UNetModel(pipeline, None)
